@@ -1,0 +1,183 @@
+"""Rows of the ledger: outbox entries, accounts, transactions and their postings."""
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Self
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+from recovery.fields import KeyField, QuantityField
+from recovery.models import AppendOnly
+
+
+class EntryStatus(models.TextChoices):
+    """Where an outbox entry stands."""
+
+    PENDING = "pending", _("pending")
+    POSTED = "posted", _("posted")
+    DEAD = "dead", _("dead")
+    DISCARDED = "discarded", _("discarded")
+
+
+class ErrorCode(models.TextChoices):
+    """Why an entry could not be posted."""
+
+    UNBALANCED = "unbalanced", _("postings do not add up to zero")
+    PAYLOAD_INVALID = "payload_invalid", _("payload cannot be read")
+    ACCOUNT_CLOSED = "account_closed", _("account is closed")
+    INSUFFICIENT_BALANCE = "insufficient_balance", _("balance would fall below zero")
+    KEY_CONFLICT = "key_conflict", _("key was posted with other content")
+    UNEXPECTED = "unexpected", _("unexpected error")
+
+
+class OutboxQuerySet(models.QuerySet["OutboxEntry"]):
+    """Conditions of outbox entries."""
+
+    def pending(self) -> Self:
+        """Return the entries waiting to be posted."""
+        return self.filter(status=EntryStatus.PENDING)
+
+    def due(self) -> Self:
+        """Return the pending entries whose time has come by the database's clock."""
+        return self.pending().filter(next_attempt_at__lte=Now())
+
+    def dead(self) -> Self:
+        """Return the entries in the DLQ."""
+        return self.filter(status=EntryStatus.DEAD)
+
+    def blocking(self, aggregates: Collection[str]) -> Self:
+        """Return the entries that hold back later ones of their aggregates."""
+        return self.filter(
+            aggregate__in=aggregates, status__in=(EntryStatus.PENDING, EntryStatus.DEAD)
+        )
+
+    def park(self, until: datetime) -> int:
+        """Let entries wait until ``until``; attempts stay as they are."""
+        return self.pending().update(next_attempt_at=until)
+
+
+class OutboxEntry(models.Model):
+    """A ledger transaction waiting to be posted."""
+
+    event_key = KeyField(_("event key"), unique=True)
+    event_type = models.CharField(_("event type"), max_length=100)
+    aggregate = KeyField(_("aggregate"))
+    payload = models.JSONField(_("payload"))
+    content_hash = models.CharField(_("content hash"), max_length=64)
+    status = models.CharField(
+        _("status"), max_length=10, choices=EntryStatus, default=EntryStatus.PENDING
+    )
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    next_attempt_at = models.DateTimeField(_("next attempt at"), db_default=Now())
+    last_error_code = models.CharField(
+        _("last error code"), max_length=30, choices=ErrorCode, blank=True, default=""
+    )
+    last_error = models.TextField(_("last error"), blank=True, default="")
+    created_at = models.DateTimeField(_("created at"), db_default=Now(), editable=False)
+    posted_at = models.DateTimeField(_("posted at"), null=True, blank=True)
+    traceparent = models.CharField(_("traceparent"), max_length=55, blank=True, default="")
+
+    objects = OutboxQuerySet.as_manager()
+
+    class Meta:
+        """Newest first; claimed by (status, next_attempt_at, id), ordered within aggregates."""
+
+        ordering = ["-id"]
+        indexes = [
+            models.Index(fields=["status", "next_attempt_at", "id"], name="outbox_claim"),
+            models.Index(fields=["aggregate", "status", "id"], name="outbox_aggregate"),
+            models.Index(fields=["status", "created_at"], name="outbox_status_age"),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(status__in=EntryStatus.values), name="outbox_status_known"
+            )
+        ]
+        verbose_name = _("outbox entry")
+        verbose_name_plural = _("outbox entries")
+
+    def __str__(self) -> str:
+        """Return the event key."""
+        return self.event_key
+
+
+class AccountQuerySet(models.QuerySet["Account"]):
+    """What may be done to accounts by hand."""
+
+    def close(self) -> int:
+        """Close accounts: they take no further postings."""
+        return self.filter(closed_at=None).update(closed_at=Now())
+
+
+class Account(models.Model):
+    """Stock of one SKU, or the outside world, in one unit."""
+
+    code = KeyField(_("code"))
+    unit = KeyField(_("unit"), max_length=20)
+    balance = QuantityField(_("balance"), default=0)
+    closed_at = models.DateTimeField(_("closed at"), null=True, blank=True)
+    allow_negative = models.BooleanField(_("may go below zero"), default=False)
+
+    objects = AccountQuerySet.as_manager()
+
+    class Meta:
+        """One account a code and unit."""
+
+        ordering = ["code", "unit"]
+        constraints = [models.UniqueConstraint(fields=["code", "unit"], name="account_code_unit")]
+        verbose_name = _("account")
+        verbose_name_plural = _("accounts")
+
+    def __str__(self) -> str:
+        """Return code and unit."""
+        return f"{self.code} [{self.unit}]"
+
+
+class Transaction(AppendOnly):
+    """A posted transaction; its id is that of the outbox entry it was posted from."""
+
+    event_key = KeyField(_("event key"), unique=True)
+    event_type = models.CharField(_("event type"), max_length=100)
+    content_hash = models.CharField(_("content hash"), max_length=64)
+    posted_at = models.DateTimeField(_("posted at"), db_default=Now(), editable=False)
+
+    class Meta:
+        """Newest first."""
+
+        ordering = ["-id"]
+        verbose_name = _("transaction")
+        verbose_name_plural = _("transactions")
+
+    def __str__(self) -> str:
+        """Return the event key."""
+        return self.event_key
+
+
+class Posting(AppendOnly):
+    """One signed quantity on one account."""
+
+    transaction = models.ForeignKey(
+        Transaction, models.PROTECT, related_name="postings", verbose_name=_("transaction")
+    )
+    line = models.PositiveSmallIntegerField(_("line"))
+    account = models.ForeignKey(
+        Account, models.PROTECT, related_name="postings", verbose_name=_("account")
+    )
+    quantity = QuantityField(_("quantity"))
+
+    class Meta:
+        """In the order of the transaction's lines."""
+
+        ordering = ["transaction_id", "line"]
+        constraints = [
+            models.UniqueConstraint(fields=["transaction", "line"], name="posting_line_once")
+        ]
+        verbose_name = _("posting")
+        verbose_name_plural = _("postings")
+
+    def __str__(self) -> str:
+        """Return account and quantity."""
+        return f"{self.account_id}: {self.quantity}"

@@ -1,0 +1,18 @@
+"""The app's entry: finds every app's jobs, gauges and checks."""
+
+from django.apps import AppConfig
+from django.utils.module_loading import autodiscover_modules
+from django.utils.translation import gettext_lazy as _
+
+
+class RecoveryConfig(AppConfig):
+    """The recovery engine."""
+
+    name = "recovery"
+    verbose_name = _("Recovery")
+
+    def ready(self) -> None:
+        """Import ``<app>/jobs.py``, ``<app>/metrics.py`` and this app's checks."""
+        from recovery import checks, sqlite  # noqa: F401
+
+        autodiscover_modules("jobs", "metrics")

@@ -1,0 +1,81 @@
+"""What all operators' commands share: ``--json``, exit statuses, errors in one line."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import InterfaceError, OperationalError, ProgrammingError
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+DONE = 0
+WRONG = 1
+USAGE = 2
+LOCKED = 3
+
+
+class UsageError(CommandError):
+    """The command was used wrongly: exit status 2."""
+
+    def __init__(self, message: str) -> None:
+        """Keep the message; it says what is accepted."""
+        super().__init__(message, returncode=USAGE)
+
+
+class OperatorCommand(BaseCommand):
+    """A command that prints text for people or, with ``--json``, one JSON document.
+
+    Subclasses define ``add_options`` and ``run``; ``run`` prints text through ``say``,
+    sets ``document`` and returns the exit status.
+    """
+
+    as_json = False
+    document: Any = None
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Add ``--json`` and the command's own options."""
+        parser.add_argument(
+            "--json", action="store_true", help="print one JSON document and nothing else"
+        )
+        self.add_options(parser)
+
+    def add_options(self, parser: CommandParser) -> None:
+        """Add the command's own options."""
+
+    def run(self, **options: Any) -> int:
+        """Do the work and return the exit status."""
+        raise NotImplementedError
+
+    def handle(self, *_args: str, **options: Any) -> None:
+        """Run, print, and leave with the exit status."""
+        self.as_json = options["json"]
+        try:
+            status = self.run(**options)
+        except (OperationalError, InterfaceError, ProgrammingError) as error:
+            raise CommandError(
+                f"the database refused: {error}. Is it reachable (DATABASE_URL),"
+                " and did you run manage.py migrate?"
+            ) from error
+        if self.as_json:
+            self.print_document()
+        if status:
+            sys.exit(status)
+
+    def print_document(self) -> None:
+        """Print the JSON document."""
+        self.stdout.write(json.dumps(self.document, ensure_ascii=False, default=str))
+
+    def say(self, text: str) -> None:
+        """Print a line for people; nothing under ``--json``."""
+        if not self.as_json:
+            self.stdout.write(text)
+
+    def progress(self, items: Iterable[T], *, total: int | None = None, unit: str) -> Iterator[T]:
+        """Yield ``items``, with a progress bar on standard error where that is a terminal."""
+        bar = tqdm(
+            items, total=total, unit=f" {unit}", file=sys.stderr, disable=not sys.stderr.isatty()
+        )
+        yield from bar

@@ -1,0 +1,40 @@
+"""Heartbeats: ``job:heartbeat:<name>`` in Redis, the same facts in ``recovery_job``."""
+
+import json
+import os
+from datetime import datetime
+from uuid import UUID
+
+from recovery import link
+from recovery.leases import HOST
+from recovery.registry import Job
+
+HEARTBEAT_KEY = "job:heartbeat:{name}"
+MIN_EXPIRY_S = 600
+PERIODS = 10
+
+
+def beat(
+    job: Job, *, at: datetime, run_id: UUID, status: str, duration_s: float, fence: int
+) -> None:
+    """Write the heartbeat in Redis where there is one; it expires after ten periods or 10 min."""
+    if not link.usable():
+        return
+    beat_json = json.dumps(
+        {
+            "job": job.name,
+            "at": at.isoformat(),
+            "host": HOST,
+            "pid": os.getpid(),
+            "run_id": str(run_id),
+            "status": status,
+            "duration_s": round(duration_s, 3),
+            "fence": fence,
+        }
+    )
+    key = HEARTBEAT_KEY.format(name=job.name)
+    expiry_s = max(PERIODS * job.period_s, MIN_EXPIRY_S)
+    try:
+        link.call(lambda client: client.set(key, beat_json, ex=expiry_s))
+    except link.RedisDownError:
+        return

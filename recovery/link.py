@@ -1,0 +1,109 @@
+"""The link to Redis: one second at most a call, one warning an outage, a pause after a failure."""
+
+import logging
+import time
+from collections.abc import Callable
+from functools import cache
+from multiprocessing.sharedctypes import RawValue
+from typing import TypeVar
+
+import redis
+from django.conf import settings
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 2.0
+POP_TIMEOUT_S = 1
+POP_SOCKET_TIMEOUT_S = 4.0
+
+# Shared by all processes forked from this one, so that one of them finds an outage for all.
+# Raw: a process killed in the middle of a write must not leave a lock behind.
+_down_since = RawValue("d", 0.0)
+_next_try = RawValue("d", 0.0)
+
+
+class RedisDownError(ConnectionError):
+    """Redis is not configured, or did not answer."""
+
+
+def configured() -> bool:
+    """Tell whether this installation has a Redis server."""
+    return bool(settings.REDIS_URL)
+
+
+def is_down() -> bool:
+    """Tell whether Redis is configured and the last call to it failed."""
+    return configured() and _down_since.value > 0
+
+
+def usable() -> bool:
+    """Tell whether a call is worth trying: configured, and up or due for another try."""
+    return configured() and (not is_down() or time.monotonic() >= _next_try.value)
+
+
+@cache
+def _client(url: str) -> redis.Redis:
+    return connect(url, socket_timeout=settings.REDIS_TIMEOUT_SEC)
+
+
+@cache
+def _popping_client(url: str) -> redis.Redis:
+    # A blocking pop waits on the server: its socket must be more patient than that.
+    return connect(url, socket_timeout=POP_SOCKET_TIMEOUT_S)
+
+
+def connect(url: str, *, socket_timeout: float) -> redis.Redis:
+    """Return a client that fails fast instead of retrying ten times (redis-py's default)."""
+    return redis.Redis.from_url(
+        url,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=socket_timeout,
+        socket_connect_timeout=settings.REDIS_TIMEOUT_SEC,
+        health_check_interval=0,
+    )
+
+
+def call(action: Callable[[redis.Redis], T], *, popping: bool = False) -> T:
+    """Return ``action(client)``; raise RedisDownError where Redis cannot be had.
+
+    While Redis is down only one call every two seconds tries again.
+    """
+    if not usable():
+        raise RedisDownError
+    if is_down():
+        _next_try.value = time.monotonic() + RETRY_AFTER_S  # the others wait for this try
+    client = (_popping_client if popping else _client)(settings.REDIS_URL)
+    try:
+        result = action(client)
+    except redis.RedisError as error:
+        _went_down(error)
+        raise RedisDownError(str(error)) from error
+    if _down_since.value:
+        _came_back()
+    return result
+
+
+def _went_down(error: redis.RedisError) -> None:
+    _next_try.value = time.monotonic() + RETRY_AFTER_S
+    if not _down_since.value:
+        _down_since.value = time.monotonic()
+        logger.warning(
+            "redis_down",
+            extra={"error": str(error), "effect": "locks, wake-ups and queue go by the database"},
+        )
+
+
+def _came_back() -> None:
+    outage_s = time.monotonic() - _down_since.value
+    _down_since.value = 0.0
+    logger.info("redis_back", extra={"outage_s": round(outage_s, 1)})
+
+
+def reset() -> None:
+    """Forget what is known of the server (after a fork the clients reconnect by themselves)."""
+    _down_since.value = 0.0
+    _next_try.value = 0.0

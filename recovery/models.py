@@ -1,0 +1,300 @@
+"""Rows of the engine: jobs with their leases, runs, audit records, samples."""
+
+import uuid
+from datetime import datetime
+from typing import Any, NoReturn, Self
+
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+from recovery.clock import seconds_from_now
+from recovery.fields import KeyField
+
+ERROR_MAX_LENGTH = 4_000
+
+
+def stored_text(text: str, limit: int = ERROR_MAX_LENGTH) -> str:
+    """Return ``text`` as every database can store it: no lone surrogates, no NUL, not too long."""
+    clean = text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+class RunStatus(models.TextChoices):
+    """What became of a run."""
+
+    RUNNING = "running", _("running")
+    OK = "ok", _("ok")
+    FAILED = "failed", _("failed")
+    DIED = "died", _("died")
+
+
+class JobQuerySet(models.QuerySet["Job"]):
+    """Conditions of jobs and the guarded updates of their leases."""
+
+    def leased_under(self, fence: int) -> Self:
+        """Return the job whose lease is still the one with this fence."""
+        return self.filter(fence=fence, lease_owner__gt="")
+
+    def acquire(self, *, owner: str, ttl_s: float) -> bool:
+        """Take the lease if nobody holds it and the job is not paused; the fence grows by one."""
+        free = Q(lease_expires_at=None) | Q(lease_expires_at__lte=Now())
+        return bool(
+            self.filter(free, paused_at=None).update(
+                lease_owner=owner,
+                fence=F("fence") + 1,
+                lease_expires_at=seconds_from_now(ttl_s),
+                last_started_at=Now(),
+                last_status=RunStatus.RUNNING,
+            )
+        )
+
+    def renew(self, *, fence: int, ttl_s: float) -> bool:
+        """Extend the lease with this fence and beat; False: it is lost."""
+        return bool(
+            self.leased_under(fence).update(
+                lease_expires_at=seconds_from_now(ttl_s), heartbeat_at=Now()
+            )
+        )
+
+    def beat(self, *, fence: int, host: str, pid: int, run_id: uuid.UUID) -> None:
+        """Say who works under this fence."""
+        self.leased_under(fence).update(
+            heartbeat_at=Now(), heartbeat_host=host, heartbeat_pid=pid, heartbeat_run_id=run_id
+        )
+
+    def release(self, *, fence: int, status: str, error: str, duration_s: float) -> bool:
+        """Give the lease with this fence back and keep how the run ended; False: it was lost."""
+        return bool(
+            self.leased_under(fence).update(
+                lease_owner="",
+                lease_expires_at=None,
+                heartbeat_at=Now(),
+                last_finished_at=Now(),
+                last_status=status,
+                last_error=stored_text(error),
+                last_duration_s=duration_s,
+            )
+        )
+
+    def ask_to_wake(self) -> bool:
+        """Set the wake-up flag; False: it was set already."""
+        return bool(self.filter(wake_requested_at=None).update(wake_requested_at=Now()))
+
+    def clear_wake(self) -> None:
+        """Clear the wake-up flag."""
+        self.exclude(wake_requested_at=None).update(wake_requested_at=None)
+
+    def pause(self) -> bool:
+        """Pause; False: it was paused already."""
+        return bool(self.filter(paused_at=None).update(paused_at=Now()))
+
+    def resume(self) -> bool:
+        """Resume; False: it was not paused."""
+        return bool(self.exclude(paused_at=None).update(paused_at=None))
+
+
+class Job(models.Model):
+    """A registered job: its pause, its lease and its last run."""
+
+    name = KeyField(_("name"), primary_key=True, max_length=100)
+    created_at = models.DateTimeField(_("created at"), db_default=Now(), editable=False)
+    paused_at = models.DateTimeField(_("paused at"), null=True, blank=True)
+    lease_owner = models.CharField(_("lease owner"), max_length=200, blank=True, default="")
+    fence = models.BigIntegerField(_("fence"), default=0)
+    lease_expires_at = models.DateTimeField(_("lease expires at"), null=True, blank=True)
+    wake_requested_at = models.DateTimeField(_("wake-up requested at"), null=True, blank=True)
+    heartbeat_at = models.DateTimeField(_("heartbeat at"), null=True, blank=True)
+    heartbeat_host = models.CharField(_("heartbeat host"), max_length=200, blank=True, default="")
+    heartbeat_pid = models.IntegerField(_("heartbeat process"), null=True, blank=True)
+    heartbeat_run_id = models.UUIDField(_("heartbeat run"), null=True, blank=True)
+    last_started_at = models.DateTimeField(_("last started at"), null=True, blank=True)
+    last_finished_at = models.DateTimeField(_("last finished at"), null=True, blank=True)
+    last_status = models.CharField(
+        _("last status"), max_length=10, choices=RunStatus, blank=True, default=""
+    )
+    last_error = models.TextField(_("last error"), blank=True, default="")
+    last_duration_s = models.FloatField(_("last duration, s"), null=True, blank=True)
+
+    objects = JobQuerySet.as_manager()
+
+    class Meta:
+        """Jobs by name."""
+
+        ordering = ["name"]
+        verbose_name = _("job")
+        verbose_name_plural = _("jobs")
+
+    def __str__(self) -> str:
+        """Return the job's name."""
+        return self.name
+
+
+class JobRunQuerySet(models.QuerySet["JobRun"]):
+    """Conditions of runs and what closes them."""
+
+    def died_before(self, job: str, fence: int) -> Self:
+        """Return the runs that never finished though a later one holds the lease."""
+        return self.filter(job_id=job, status=RunStatus.RUNNING, fence__lt=fence)
+
+    def bury(self) -> int:
+        """Mark runs as died."""
+        return self.update(status=RunStatus.DIED, finished_at=Now())
+
+    def finish(
+        self, *, status: str, counts: dict[str, Any], error: str, finished_at: datetime | None = None
+    ) -> None:
+        """Record how a run that is still running ended."""
+        self.filter(status=RunStatus.RUNNING).update(
+            status=status,
+            counts=counts,
+            error=stored_text(error),
+            finished_at=finished_at or Now(),
+        )
+
+    def deaths_in_a_row(self, job: str, *, look_back: int = 10) -> int:
+        """Return how many of the job's latest finished runs died, counted from the newest."""
+        latest = self.filter(job_id=job).exclude(status=RunStatus.RUNNING).order_by("-id")
+        count = 0
+        for status in latest.values_list("status", flat=True)[:look_back]:
+            if status != RunStatus.DIED:
+                break
+            count += 1
+        return count
+
+    def older_than(self, moment: datetime) -> Self:
+        """Return the runs that started before ``moment``."""
+        return self.filter(started_at__lt=moment)
+
+
+class JobRun(models.Model):
+    """One guarded run of a job."""
+
+    run_id = models.UUIDField(_("run"), unique=True, default=uuid.uuid4, editable=False)
+    job = models.ForeignKey(Job, models.CASCADE, related_name="runs", verbose_name=_("job"))
+    fence = models.BigIntegerField(_("fence"))
+    host = models.CharField(_("host"), max_length=200)
+    pid = models.IntegerField(_("process"))
+    status = models.CharField(_("status"), max_length=10, choices=RunStatus, default=RunStatus.RUNNING)
+    started_at = models.DateTimeField(_("started at"), db_default=Now())
+    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
+    counts = models.JSONField(_("counts"), default=dict, blank=True)
+    error = models.TextField(_("error"), blank=True, default="")
+
+    objects = JobRunQuerySet.as_manager()
+
+    class Meta:
+        """Newest first; found by job and by age."""
+
+        ordering = ["-id"]
+        indexes = [
+            models.Index(fields=["job", "status", "fence"], name="jobrun_job_status_fence"),
+            models.Index(fields=["job", "id"], name="jobrun_job_id"),
+            models.Index(fields=["started_at"], name="jobrun_started_at"),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(status__in=RunStatus.values), name="jobrun_status_known"
+            )
+        ]
+        verbose_name = _("job run")
+        verbose_name_plural = _("job runs")
+
+    def __str__(self) -> str:
+        """Return job and run."""
+        return f"{self.job_id} {self.run_id}"
+
+
+class AppendOnlyError(TypeError):
+    """These records are append-only: they are never changed or removed."""
+
+    def __init__(self) -> None:
+        """Say what the class says."""
+        super().__init__(type(self).__doc__)
+
+
+class AppendOnlyQuerySet(models.QuerySet[Any]):
+    """Rows that can be added and read."""
+
+    def update(self, **_kwargs: Any) -> NoReturn:
+        """Refuse (AppendOnlyError)."""
+        raise AppendOnlyError
+
+    def delete(self) -> NoReturn:
+        """Refuse (AppendOnlyError)."""
+        raise AppendOnlyError
+
+
+class AppendOnly(models.Model):
+    """Base of tables whose rows are never updated or deleted through the ORM."""
+
+    objects = AppendOnlyQuerySet.as_manager()
+
+    class Meta:
+        """No table of its own."""
+
+        abstract = True
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Insert; refuse to update (AppendOnlyError)."""
+        if not self._state.adding:
+            raise AppendOnlyError
+        kwargs["force_insert"] = True
+        super().save(*args, **kwargs)
+
+    def delete(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Refuse (AppendOnlyError)."""
+        raise AppendOnlyError
+
+
+class AuditRecord(AppendOnly):
+    """Who changed what, when and why; written in the transaction of the change."""
+
+    at = models.DateTimeField(_("at"), db_default=Now(), editable=False)
+    actor = models.CharField(_("actor"), max_length=200)
+    action = models.CharField(_("action"), max_length=100)
+    target_type = models.CharField(_("target type"), max_length=100)
+    target_id = KeyField(_("target"))
+    reason = models.TextField(_("reason"), blank=True, default="")
+    before = models.JSONField(_("before"), default=dict, blank=True)
+    after = models.JSONField(_("after"), default=dict, blank=True)
+    evidence = models.JSONField(_("evidence"), default=dict, blank=True)
+    run_id = models.UUIDField(_("run"), null=True, blank=True)
+
+    class Meta:
+        """Newest first; found by target, action and time."""
+
+        ordering = ["-id"]
+        indexes = [
+            models.Index(fields=["target_type", "target_id", "id"], name="audit_target"),
+            models.Index(fields=["action", "id"], name="audit_action"),
+            models.Index(fields=["at"], name="audit_at"),
+        ]
+        verbose_name = _("audit record")
+        verbose_name_plural = _("audit records")
+
+    def __str__(self) -> str:
+        """Return action and target."""
+        return f"{self.action} {self.target_type}:{self.target_id}"
+
+
+class Sample(models.Model):
+    """The newest value of one gauge, as metricsCollect found it."""
+
+    name = models.CharField(_("name"), max_length=100)
+    labels = KeyField(_("labels"), blank=True, default="")
+    value = models.FloatField(_("value"))
+    at = models.DateTimeField(_("at"), db_default=Now())
+
+    class Meta:
+        """One row a gauge and label set."""
+
+        ordering = ["name", "labels"]
+        constraints = [models.UniqueConstraint(fields=["name", "labels"], name="sample_once")]
+        verbose_name = _("sample")
+        verbose_name_plural = _("samples")
+
+    def __str__(self) -> str:
+        """Return the sample as Prometheus would print it."""
+        return f"{self.name}{{{self.labels}}} {self.value:g}"

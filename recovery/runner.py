@@ -1,0 +1,227 @@
+"""One guarded run: pause, lock, heartbeat, batches, record, release."""
+
+import logging
+import os
+import time
+import uuid
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, close_old_connections, transaction
+
+from recovery import heartbeats, leases, metrics, registry, stopping, wakeups
+from recovery.clock import db_now
+from recovery.errors import code_of, with_retries
+from recovery.models import Job as JobRow
+from recovery.models import JobRun, RunStatus
+
+logger = logging.getLogger(__name__)
+
+SKIPPED = "skipped"
+
+
+@dataclass
+class Run:
+    """A run in progress, handed to the job's function for each batch."""
+
+    job: registry.Job
+    lease: leases.Lease
+    run_id: uuid.UUID = field(default_factory=uuid.uuid4)
+    deaths: int = 0
+    """How many of the job's runs just before this one died in a row."""
+    counts: Counter[str] = field(default_factory=Counter)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def actor(self) -> str:
+        """Return the actor of this run's audit records."""
+        return f"system:{self.job.name}"
+
+    @property
+    def duration_s(self) -> float:
+        """Return the seconds since the run began."""
+        return time.monotonic() - self.started
+
+    def over(self) -> bool:
+        """Tell whether the time budget is spent or a stop was asked for."""
+        return stopping.asked() or self.duration_s >= settings.JOB_TIME_BUDGET_SEC
+
+    def renew_lease(self) -> None:
+        """Renew the lease; call it as the last statement of each transaction of the job.
+
+        Raises LeaseLostError, which rolls the transaction back.
+        """
+        self.lease.renew()
+
+    def progressed(self) -> None:
+        """Beat and extend the Redis key, after each committed piece of work."""
+        self.lease.extend()
+        self._beat(RunStatus.RUNNING)
+
+    def _beat(self, status: str) -> None:
+        heartbeats.beat(
+            self.job,
+            at=db_now(),
+            run_id=self.run_id,
+            status=status,
+            duration_s=self.duration_s,
+            fence=self.lease.fence,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an attempt to run a job."""
+
+    job: str
+    status: str
+    reason: str = ""
+    duration_s: float = 0.0
+    result: dict[str, Any] = field(default_factory=dict)
+    again: bool = False
+    """Work is left, or a wake-up came in while the lock was held."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the outcome as ``run_job --json`` prints it."""
+        return {
+            "job": self.job,
+            "status": self.status,
+            "reason": self.reason,
+            "duration_s": round(self.duration_s, 3),
+            "result": self.result,
+        }
+
+
+def run_task(name: str) -> dict[str, Any]:
+    """Run job ``name`` once, from the queue; work left means another run at once."""
+    outcome = run_job(name)
+    if outcome.again and not stopping.asked():
+        wakeups.enqueue(name)
+    return outcome.as_dict()
+
+
+def run_job(name: str) -> Outcome:
+    """Make one guarded run of job ``name`` in this process.
+
+    Never raises for what happens in the run: the outcome says it.
+    Raises UnknownJobError.
+    """
+    job = registry.get(name)
+    close_old_connections()
+    try:
+        lease = leases.acquire(name)
+    except leases.PausedError as error:
+        return _skipped(job, "paused", str(error))
+    except leases.HeldError as error:
+        return _skipped(job, "locked", str(error))
+    except (DatabaseError, InterfaceError) as error:
+        logger.warning("run_skipped_no_lock", extra={"job": name, "error": str(error)})
+        return _skipped(job, "no_lock", str(error))
+    run = Run(job, lease)
+    with structlog.contextvars.bound_contextvars(job=name, run_id=str(run.run_id)):
+        return _guarded(run)
+
+
+def _skipped(job: registry.Job, reason: str, detail: str) -> Outcome:
+    metrics.job_skipped(job.name, reason)
+    logger.debug("run_skipped", extra={"job": job.name, "reason": reason, "detail": detail})
+    return Outcome(job.name, SKIPPED, reason=detail if reason == "no_lock" else reason)
+
+
+def _guarded(run: Run) -> Outcome:
+    status, error, more = RunStatus.OK, "", False
+    try:
+        _open(run)
+        more = _work(run)
+    except leases.LeaseLostError as lost:
+        status, error = RunStatus.FAILED, str(lost)
+        logger.warning("lease_lost", extra={"fence": run.lease.fence})
+    except Exception as failure:  # noqa: BLE001 - a failing job never kills its worker
+        status, error = RunStatus.FAILED, f"{type(failure).__name__}: {failure}"
+        _log_failure(run, failure)
+    except BaseException as stop:
+        # django-q2's time-out is a SystemExit raised wherever the code happens to be.
+        _close(run, RunStatus.FAILED, f"{type(stop).__name__}: {stop}")
+        raise
+    _close(run, status, error)
+    return Outcome(
+        run.job.name,
+        status.value,
+        reason=error,
+        duration_s=run.duration_s,
+        result=dict(run.counts),
+        again=status is RunStatus.OK and (more or _woken(run.job.name)),
+    )
+
+
+def _log_failure(run: Run, failure: Exception) -> None:
+    logger.error(
+        "run_failed",
+        exc_info=failure,
+        extra={"code": code_of(failure) or type(failure).__name__, "attempt": run.lease.fence},
+    )
+
+
+def _open(run: Run) -> None:
+    name, fence = run.job.name, run.lease.fence
+    with transaction.atomic():
+        JobRun.objects.died_before(name, fence).bury()
+        run.deaths = JobRun.objects.deaths_in_a_row(name)
+        JobRun.objects.create(
+            run_id=run.run_id, job_id=name, fence=fence, host=leases.HOST, pid=os.getpid()
+        )
+        JobRow.objects.filter(name=name).beat(
+            fence=fence, host=leases.HOST, pid=os.getpid(), run_id=run.run_id
+        )
+    run.progressed()
+
+
+def _work(run: Run) -> bool:
+    """Work batches until nothing is due or the run is over; tell whether work is left."""
+    while True:
+        wakeups.clear(run.job.name)
+        batch = run.job.work(run)
+        run.counts.update(batch.counts)
+        if not batch.more:
+            return False
+        run.progressed()
+        if run.over():
+            return True
+
+
+def _close(run: Run, status: RunStatus, error: str) -> None:
+    try:
+        with_retries(lambda: _record(run, status, error), attempts=2)
+    except (DatabaseError, InterfaceError) as failure:
+        logger.warning("run_not_recorded", extra={"error": str(failure)})
+    run.lease.drop_key()
+    metrics.job_ran(run.job.name, duration_s=run.duration_s, failed=status is RunStatus.FAILED)
+    logger.info(
+        "run_finished" if run.counts or error else "run_idle",
+        extra={"status": status.value, "duration_s": round(run.duration_s, 3), **_facts(run)},
+    )
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    return {"counts": dict(run.counts)} if run.counts else {}
+
+
+def _record(run: Run, status: RunStatus, error: str) -> None:
+    with transaction.atomic():
+        JobRun.objects.filter(run_id=run.run_id).finish(
+            status=status, counts=dict(run.counts), error=error
+        )
+        JobRow.objects.filter(name=run.job.name).release(
+            fence=run.lease.fence, status=status, error=error, duration_s=run.duration_s
+        )
+    run._beat(status)  # noqa: SLF001 - the last beat says how the run ended
+
+
+def _woken(name: str) -> bool:
+    try:
+        return wakeups.pending(name)
+    except (DatabaseError, InterfaceError):
+        return False

@@ -1,0 +1,1 @@
+"""What Django needs to start: typed settings, urls, wsgi."""

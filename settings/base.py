@@ -1,0 +1,216 @@
+"""Django's settings: one file for the embedded mode, production and tests."""
+
+import os
+import secrets
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import dj_database_url
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from settings.env import env
+from settings.jobs import *  # noqa: F403
+from settings.jobs import JOB_TASK_TIMEOUT_SEC
+from settings.logs import logging_config
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+VAR_DIR = BASE_DIR / "var"
+
+DEBUG = env.boolean("DEBUG", default=False)
+DATABASE_URL = env.url(
+    "DATABASE_URL", ("mysql", "sqlite"), "mysql://user:password@host:3306/name or sqlite:///file"
+)
+REDIS_URL = env.url("REDIS_URL", ("redis", "rediss", "unix"), "redis://host:6379/0")
+EMBEDDED = not DATABASE_URL.startswith("mysql:") and not REDIS_URL
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", LOOPBACK)
+CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", ())
+
+
+def kept_secret_key(path: Path) -> str:
+    """Return the secret key kept in ``path``, made at the first call (mode 0600)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", dir=path.parent) as draft:
+            draft.write(secrets.token_urlsafe(50))
+            draft.flush()
+            with suppress(FileExistsError):  # another process was first: its key counts
+                os.link(draft.name, path)
+    return path.read_text()
+
+
+SECRET_KEY = env.text("SECRET_KEY")
+if not SECRET_KEY and EMBEDDED:
+    SECRET_KEY = kept_secret_key(VAR_DIR / "secret-key")
+elif not SECRET_KEY and DEBUG:
+    SECRET_KEY = "insecure-for-debugging-only"  # noqa: S105
+elif not SECRET_KEY:
+    env.refuse("SECRET_KEY", "a long random text (it signs sessions and queued tasks)")
+
+INSTALLED_APPS = [
+    "splits",
+    "ledger",
+    "recovery",  # before django_q: its qcluster command is the one that runs
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "django_q",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "settings.urls"
+WSGI_APPLICATION = "settings.wsgi.application"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+SESSION_ENGINE = "django.contrib.sessions.backends.db"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+
+DATABASE_READ_TIMEOUT_SEC = env.integer("DATABASE_READ_TIMEOUT_SEC", 30, low=1, high=86_400)
+
+SQLITE_OPTIONS: dict[str, Any] = {
+    # IMMEDIATE takes the write lock at BEGIN: no transaction dies upgrading a read lock.
+    "transaction_mode": "IMMEDIATE",
+    "timeout": 20,
+    "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
+}
+MYSQL_OPTIONS: dict[str, Any] = {
+    "charset": "utf8mb4",
+    # Under REPEATABLE READ a SKIP LOCKED claim blocks the producers' INSERTs.
+    "isolation_level": "read committed",
+    # Django stores UTC but leaves the session's clock to the server's own time zone.
+    "init_command": "SET time_zone='+00:00', sql_mode='TRADITIONAL', innodb_lock_wait_timeout=10",
+    "connect_timeout": 5,
+    "read_timeout": DATABASE_READ_TIMEOUT_SEC,
+    "write_timeout": DATABASE_READ_TIMEOUT_SEC,
+}
+
+
+def database(url: str) -> dict[str, Any]:
+    """Return Django's settings of the database at ``url``; empty: a SQLite file under var/."""
+    config = dict(dj_database_url.parse(url or f"sqlite:///{VAR_DIR / 'db.sqlite3'}"))
+    options: dict[str, Any] = dict(config.get("OPTIONS") or {})
+    if url.startswith("mysql:"):
+        config |= {"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}
+        config["OPTIONS"] = MYSQL_OPTIONS | options
+        config["TEST"] = {"CHARSET": "utf8mb4"}
+    else:
+        Path(config["NAME"]).parent.mkdir(parents=True, exist_ok=True)
+        config["OPTIONS"] = SQLITE_OPTIONS | options
+        config["TEST"] = {"NAME": str(VAR_DIR / "test.sqlite3")}
+    return config
+
+
+DATABASES = {"default": database(DATABASE_URL)}
+
+REDIS_TIMEOUT_SEC = env.number("REDIS_TIMEOUT_SEC", 1, low=0.05, high=30)
+
+
+def cache(url: str) -> dict[str, Any]:
+    """Return Django's settings of the cache: Redis at ``url``, else this process's memory."""
+    if not url:
+        return {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+    return {
+        "BACKEND": "django_redis.cache.RedisCache",
+        "LOCATION": url,
+        "KEY_PREFIX": "recovery",
+        "OPTIONS": {
+            "SOCKET_CONNECT_TIMEOUT": REDIS_TIMEOUT_SEC,
+            "SOCKET_TIMEOUT": REDIS_TIMEOUT_SEC,
+            "IGNORE_EXCEPTIONS": True,
+            # redis-py retries ten times unless told not to: a hung server would hold its caller 14 s.
+            "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0)},
+        },
+    }
+
+
+CACHES = {"default": cache(REDIS_URL)}
+
+Q_CLUSTER: dict[str, Any] = {
+    "name": env.text("QCLUSTER_NAME", "recovery"),
+    "broker_class": "recovery.broker.RungBroker",
+    "orm": "default",
+    "workers": env.integer("QCLUSTER_WORKERS", 6, low=1, high=256),
+    "recycle": 2_000,
+    "timeout": JOB_TASK_TIMEOUT_SEC,
+    "retry": JOB_TASK_TIMEOUT_SEC * 2,
+    "max_attempts": 1,
+    "ack_failures": True,
+    "save_limit": -1,
+    "catch_up": False,
+    "scheduler": False,
+    "time_zone": "UTC",
+    "poll": env.number("QCLUSTER_POLL_SEC", 0.2, low=0.01, high=10),
+    "log_level": "WARNING",
+}
+
+USE_TZ = True
+TIME_ZONE = env.text("TIME_ZONE", "UTC")
+LANGUAGES = [("en", "English"), ("zh-hans", "简体中文")]
+LANGUAGE_CODE = env.choice("LANGUAGE_CODE", "en", [code for code, _ in LANGUAGES])
+
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+WHITENOISE_USE_FINDERS = DEBUG
+
+if not DEBUG and not EMBEDDED:
+    SESSION_COOKIE_SECURE = True
+    CSRF_COOKIE_SECURE = True
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    SECURE_SSL_REDIRECT = env.boolean("SECURE_SSL_REDIRECT", default=True)
+    SECURE_HSTS_SECONDS = env.integer("SECURE_HSTS_SECONDS", 31_536_000, low=0, high=2**31 - 1)
+    SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+    SECURE_HSTS_PRELOAD = True
+
+LOGGING = logging_config(
+    style=env.choice("LOG_FORMAT", "auto", ("auto", "json", "text")),
+    level=env.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
+)
+
+try:
+    ZoneInfo(TIME_ZONE)
+except (ValueError, OSError):
+    env.refuse("TIME_ZONE", "the name of a time zone such as UTC or Asia/Shanghai")
+
+env.finish()

@@ -1,0 +1,1 @@
+"""Split orders: lots, orders and their finalization."""
