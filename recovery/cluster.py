@@ -1,0 +1,172 @@
+"""django-q2's cluster, guarded: it ticks every second and leaves no orphans."""
+
+import logging
+import os
+import signal
+import time
+from collections import deque
+from types import FrameType
+from typing import Any
+
+from django.db import DatabaseError, InterfaceError, close_old_connections, connections
+from django_q.brokers import get_broker
+from django_q.cluster import Cluster, Sentinel, get_mp_context
+
+from recovery import schedules, stopping
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 1.0
+TICK_OFFSET_S = 0.02
+MEND_EVERY_S = 60.0
+GRACE_S = 30.0
+RESTARTS = 5
+RESTART_WINDOW_S = 60.0
+QUEUE_LOST = 70
+
+
+class OrSooner:
+    """An event that is also set once the parent process is gone."""
+
+    def __init__(self, event: Any) -> None:
+        """Watch ``event`` and the parent."""
+        self.event = event
+        self.parent = os.getppid()
+
+    def is_set(self) -> bool:
+        """Tell whether to stop."""
+        return bool(self.event.is_set()) or os.getppid() != self.parent
+
+    def wait(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for the event; tell whether to stop."""
+        self.event.wait(timeout)
+        if os.getppid() != self.parent:
+            stopping.ask()
+        return self.is_set()
+
+
+class GuardedSentinel(Sentinel):  # type: ignore[misc]
+    """A sentinel in a process group of its own that does not outlive its parent."""
+
+    def start(self) -> None:
+        """Lead a process group (the parent can end it whole), then guard the workers."""
+        os.setpgid(0, 0)
+        self.stop_event = OrSooner(self.stop_event)
+        super().start()
+
+    def reincarnate(self, process: Any) -> None:
+        """Replace a dead process; give up where it may have taken a queue's lock along.
+
+        An idle worker waits inside ``Queue.get`` with the reading lock held: killed there,
+        it leaves a queue that nobody can read any more.
+        """
+        killed = process.exitcode is not None and process.exitcode < 0
+        idle = process in self.pool and process.timer.value == -1
+        if killed and (idle or process in (self.monitor, self.pusher)):
+            logger.critical("queue_lost", extra={"pid": process.pid, "signal": -process.exitcode})
+            os._exit(QUEUE_LOST)
+        super().reincarnate(process)
+
+
+class GuardedCluster(Cluster):  # type: ignore[misc]
+    """A cluster whose parent process ticks, restarts a dead sentinel and kills its orphans."""
+
+    def __init__(self) -> None:
+        """Make a cluster; nothing is started yet."""
+        super().__init__()
+        self.ticker = schedules.Ticker(get_broker())
+        self.stopped_by = ""
+        self.restarts = 0
+        self._deaths: deque[float] = deque(maxlen=RESTARTS)
+        self._mended_at = 0.0
+        self._database_down = False
+
+    def start(self) -> int:
+        """Fork the sentinel and wait until it guards."""
+        connections.close_all()  # a forked copy that is closed would close ours
+        context = get_mp_context()
+        self.stop_event, self.start_event = context.Event(), context.Event()
+        self.sentinel = context.Process(
+            target=GuardedSentinel,
+            args=(self.stop_event, self.start_event, self.cluster_id, self.broker, self.timeout),
+        )
+        self.sentinel.start()
+        while not self.start_event.is_set() and self.sentinel.is_alive():
+            time.sleep(0.05)
+        return int(self.pid)
+
+    def sig_handler(self, signum: int, _frame: FrameType | None) -> None:
+        """Ask for a stop; the second signal ends everything at once."""
+        if self.stopped_by:
+            self._kill_group()
+            os._exit(1)
+        self.stopped_by = signal.Signals(signum).name
+        stopping.ask()
+
+    def serve(self) -> int:
+        """Tick until a stop is asked for; return the exit status."""
+        self.start()
+        logger.info("cluster_started", extra={"pid": self.pid})
+        while not self.stopped_by:
+            if not self.sentinel.is_alive() and not self._restart():
+                return 1
+            self._tick()
+            self._sleep_until_next_second()
+        return self._finish()
+
+    def _restart(self) -> bool:
+        logger.critical("sentinel_died", extra={"exitcode": self.sentinel.exitcode})
+        self._kill_group()
+        now = time.monotonic()
+        if len(self._deaths) == RESTARTS and now - self._deaths[0] < RESTART_WINDOW_S:
+            logger.critical("cluster_gives_up", extra={"deaths": RESTARTS})
+            return False
+        self._deaths.append(now)
+        self.restarts += 1
+        self.start()
+        return True
+
+    def _tick(self) -> None:
+        try:
+            close_old_connections()
+            self._mend_now_and_then()
+            self.ticker.tick()
+        except (DatabaseError, InterfaceError) as error:
+            if not self._database_down:
+                logger.warning("tick_without_database", extra={"error": str(error)})
+            self._database_down = True
+            close_old_connections()
+            return
+        if self._database_down:
+            logger.info("database_back")
+        self._database_down = False
+
+    def _mend_now_and_then(self) -> None:
+        now = time.monotonic()
+        if not self._mended_at or now - self._mended_at >= MEND_EVERY_S:
+            schedules.mend()
+            self._mended_at = now
+
+    @staticmethod
+    def _sleep_until_next_second() -> None:
+        time.sleep(TICK_S - (time.time() - TICK_OFFSET_S) % TICK_S)
+
+    def _finish(self) -> int:
+        logger.info("cluster_stopping", extra={"signal": self.stopped_by})
+        if self.sentinel.is_alive():
+            self.stop_event.set()
+            self.sentinel.join(GRACE_S)
+        clean = not self.sentinel.is_alive()
+        if not clean:
+            logger.error("cluster_killed", extra={"grace_s": GRACE_S})
+        self._kill_group()
+        logger.info("cluster_stopped")
+        return 0 if clean else 1
+
+    def _kill_group(self) -> None:
+        """Kill the sentinel and what it forked; its process group is its pid."""
+        try:
+            os.killpg(self.sentinel.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return
+        self.sentinel.join(1)

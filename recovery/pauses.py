@@ -1,0 +1,39 @@
+"""Pause and resume jobs, on the record."""
+
+from django.db import transaction
+
+from recovery import audit
+from recovery.models import Job
+from recovery.wakeups import wake_on_commit
+
+
+def pause(name: str, *, actor: str, reason: str = "") -> bool:
+    """Pause job ``name``: ticks, wake-ups and ``run_job`` pass it by. False: it was paused."""
+    with transaction.atomic():
+        changed = Job.objects.filter(name=name).pause()
+        if changed:
+            _record("job-paused", name, actor=actor, reason=reason)
+    return changed
+
+
+def resume(name: str, *, actor: str, reason: str = "") -> bool:
+    """Resume job ``name`` and wake it. False: it was not paused."""
+    with transaction.atomic():
+        changed = Job.objects.filter(name=name).resume()
+        if changed:
+            _record("job-resumed", name, actor=actor, reason=reason)
+            wake_on_commit(name)
+    return changed
+
+
+def _record(action: str, name: str, *, actor: str, reason: str) -> None:
+    before, after = ("running", "paused") if action == "job-paused" else ("paused", "running")
+    audit.record(
+        actor=actor,
+        action=action,
+        target_type="job",
+        target_id=name,
+        reason=reason,
+        before={"state": before},
+        after={"state": after},
+    )

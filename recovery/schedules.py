@@ -1,0 +1,143 @@
+"""Keep django-q2's schedules in step with the registry, and tick by the database's clock."""
+
+import logging
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+from croniter import croniter
+from django.db import transaction
+from django_q.brokers import Broker
+from django_q.models import Schedule
+from django_q.scheduler import scheduler
+
+from recovery import registry
+from recovery.clock import db_now
+from recovery.models import Job as JobRow
+from recovery.wakeups import TASK
+
+logger = logging.getLogger(__name__)
+
+MAX_SKEW_S = 1.0
+MINUTE_S, HOUR_S, DAY_S = 60, 3_600, 86_400
+
+
+def cron_of(period_s: int) -> str:
+    """Return the cron line that ticks every ``period_s``; six fields, seconds last.
+
+    The period divides a minute, an hour in minutes or a day in hours (ValueError otherwise).
+    """
+    if period_s < MINUTE_S and MINUTE_S % period_s == 0:
+        return f"* * * * * */{period_s}"
+    if period_s < HOUR_S and period_s % MINUTE_S == 0 and HOUR_S % period_s == 0:
+        return f"*/{period_s // MINUTE_S} * * * * 0"
+    if period_s < DAY_S and period_s % HOUR_S == 0 and DAY_S % period_s == 0:
+        return f"0 */{period_s // HOUR_S} * * * 0"
+    if period_s == DAY_S:
+        return "0 0 * * * 0"
+    raise ValueError(f"a tick every {period_s} s cannot be spaced evenly")
+
+
+def next_slot(cron: str, after: datetime) -> datetime:
+    """Return the first tick of ``cron`` after ``after``."""
+    slot: datetime = croniter(cron, after).get_next(datetime)
+    return slot
+
+
+def ensure_rows() -> None:
+    """Make the rows of jobs that have none."""
+    known = set(JobRow.objects.values_list("name", flat=True))
+    missing = [JobRow(name=job.name) for job in registry.all_jobs() if job.name not in known]
+    if missing:
+        JobRow.objects.bulk_create(missing, ignore_conflicts=True)
+
+
+def mend() -> None:
+    """Make and mend one schedule a job; drop those of jobs that are no longer registered."""
+    ensure_rows()
+    for job in registry.all_jobs():
+        if not _in_step(job):
+            _mend_one(job)
+    names = [job.name for job in registry.all_jobs()]
+    Schedule.objects.filter(func=TASK).exclude(name__in=names).delete()
+
+
+def _wanted(job: registry.Job) -> dict[str, Any]:
+    return {
+        "func": TASK,
+        "args": repr((job.name,)),
+        "kwargs": None,
+        "hook": None,
+        "schedule_type": Schedule.CRON,
+        "cron": cron_of(job.period_s),
+        "repeats": -1,
+        "cluster": None,
+    }
+
+
+def _in_step(job: registry.Job) -> bool:
+    rows = list(Schedule.objects.filter(name=job.name).values(*_wanted(job)))
+    return rows == [_wanted(job)]
+
+
+def _mend_one(job: registry.Job) -> None:
+    with transaction.atomic():
+        # Schedule.name is not unique: two hosts starting at once must not make two rows.
+        JobRow.objects.select_for_update().get(name=job.name)
+        rows = list(Schedule.objects.filter(name=job.name).order_by("pk"))
+        row = rows[0] if rows else Schedule(name=job.name, cron="")
+        if row.cron != cron_of(job.period_s):
+            row.next_run = next_slot(cron_of(job.period_s), db_now())
+        for field, value in _wanted(job).items():
+            setattr(row, field, value)
+        row.save()
+        Schedule.objects.filter(pk__in=[extra.pk for extra in rows[1:]]).delete()
+    logger.info("schedule_mended", extra={"job": job.name, "cron": row.cron, "rows": len(rows)})
+
+
+class Ticker:
+    """Calls django-q2's scheduler when something is due, unless this host's clock is off."""
+
+    def __init__(self, broker: Broker) -> None:
+        """Tick with ``broker``."""
+        self.broker = broker
+        self.ticks = 0
+        self._clock_off = False
+
+    def tick(self) -> bool:
+        """Start what is due once; False: this host's clock is off, the tick is left to others."""
+        now = db_now_if_in_step()
+        if now is None:
+            self._warn_of_clock()
+            return False
+        self._clock_off = False
+        pull_back(now)
+        if Schedule.objects.filter(func=TASK, next_run__lt=now).exists():
+            scheduler(broker=self.broker)
+            self.ticks += 1
+        return True
+
+    def _warn_of_clock(self) -> None:
+        if not self._clock_off:
+            logger.warning("clock_off", extra={"max_skew_s": MAX_SKEW_S, "effect": "no ticks here"})
+        self._clock_off = True
+
+
+def db_now_if_in_step() -> datetime | None:
+    """Return the database's time, or None if this host's clock is more than a second off it."""
+    before = time.time()
+    now = db_now()
+    after = time.time()
+    in_step = before - MAX_SKEW_S <= now.timestamp() <= after + MAX_SKEW_S
+    return now if in_step else None
+
+
+def pull_back(now: datetime) -> None:
+    """Bring back ticks further ahead than one period: a host with a fast clock set them."""
+    for job in registry.all_jobs():
+        horizon = now + timedelta(seconds=job.period_s + MAX_SKEW_S)
+        ahead = Schedule.objects.filter(name=job.name, func=TASK, next_run__gt=horizon)
+        if ahead.exists():
+            slot = next_slot(cron_of(job.period_s), now)
+            ahead.update(next_run=slot)
+            logger.warning("tick_pulled_back", extra={"job": job.name, "next_run": str(slot)})
