@@ -1,0 +1,175 @@
+"""What split orders can be asked for, and the guarded updates that move them on."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Self
+
+from django.db import models
+from django.db.models import F
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+from recovery.clock import seconds_from_now
+from recovery.models import stored_text
+
+if TYPE_CHECKING:
+    from splits.models.orders import SplitOrder
+
+
+class OrderStatus(models.TextChoices):
+    """Where a split order stands; docs/architecture.md has the table of transitions."""
+
+    DRAFT = "draft", _("draft")
+    READY = "ready", _("ready")
+    FINALIZED = "finalized", _("finalized")
+    FAILED = "failed", _("failed")
+    QUARANTINED = "quarantined", _("quarantined")
+    CANCELLED = "cancelled", _("cancelled")
+    REVERSED = "reversed", _("reversed")
+
+
+class SplitOrderQuerySet(models.QuerySet["SplitOrder"]):
+    """Conditions of split orders, and verbs: each one guarded UPDATE."""
+
+    def eligible(self) -> Self:
+        """Return the orders that may be finalized, whatever their time."""
+        return self.filter(status=OrderStatus.READY, finalize_in_progress=False)
+
+    def due(self) -> Self:
+        """Return the eligible orders whose time has come by the database's clock."""
+        return self.eligible().filter(next_finalize_at__lte=Now())
+
+    def in_progress(self) -> Self:
+        """Return the orders that are being finalized."""
+        return self.filter(finalize_in_progress=True)
+
+    def stuck(self, threshold_s: float) -> Self:
+        """Return the orders in progress without progress for longer than ``threshold_s``."""
+        return self.in_progress().filter(finalize_progress_at__lt=seconds_from_now(-threshold_s))
+
+    def held_under(self, epoch: int) -> Self:
+        """Return the orders that the finalizer with this epoch still holds."""
+        return self.in_progress().filter(finalize_epoch=epoch, status=OrderStatus.READY)
+
+    def claim(self, owner: str) -> bool:
+        """Begin an attempt: flag, new epoch, attempt counted; False: not eligible."""
+        return bool(
+            self.eligible().update(
+                finalize_in_progress=True,
+                finalize_epoch=F("finalize_epoch") + 1,
+                finalize_attempts=F("finalize_attempts") + 1,
+                finalize_owner=owner,
+                finalize_started_at=Now(),
+                finalize_progress_at=Now(),
+            )
+        )
+
+    def progress(self, epoch: int) -> bool:
+        """Note progress; False: the finalizer with this epoch was reset."""
+        return bool(self.held_under(epoch).update(finalize_progress_at=Now()))
+
+    def finish(self, epoch: int) -> bool:
+        """Finalize; False: the finalizer with this epoch was reset."""
+        return bool(
+            self.held_under(epoch).update(
+                status=OrderStatus.FINALIZED,
+                finalize_in_progress=False,
+                finalize_owner="",
+                finalized_at=Now(),
+                next_finalize_at=None,
+                last_finalize_error="",
+                last_finalize_error_code="",
+            )
+        )
+
+    def fail(self, epoch: int, *, code: str, error: str, delay_s: float | None) -> bool:
+        """End an attempt that failed; without ``delay_s`` the order's attempts are used up."""
+        status = OrderStatus.FAILED if delay_s is None else OrderStatus.READY
+        return bool(
+            self.held_under(epoch).update(
+                status=status,
+                finalize_in_progress=False,
+                finalize_owner="",
+                next_finalize_at=None if delay_s is None else seconds_from_now(delay_s),
+                last_finalize_error=stored_text(error),
+                last_finalize_error_code=code,
+            )
+        )
+
+    def postpone(self, epoch: int, *, code: str, error: str, delay_s: float) -> bool:
+        """End an attempt that is not the order's fault: it is not charged."""
+        return bool(
+            self.held_under(epoch).update(
+                finalize_in_progress=False,
+                finalize_owner="",
+                finalize_attempts=F("finalize_attempts") - 1,
+                next_finalize_at=seconds_from_now(delay_s),
+                last_finalize_error=stored_text(error),
+                last_finalize_error_code=code,
+            )
+        )
+
+    def reset(
+        self, epoch: int, *, status: str, next_finalize_at: datetime | None, recovered_at: list[str]
+    ) -> bool:
+        """Take the order from the finalizer with this epoch; False: it has moved on."""
+        return bool(
+            self.held_under(epoch).update(
+                status=status,
+                finalize_in_progress=False,
+                finalize_owner="",
+                finalize_epoch=F("finalize_epoch") + 1,
+                next_finalize_at=next_finalize_at,
+                recovery_count=F("recovery_count") + 1,
+                recovered_at=recovered_at,
+            )
+        )
+
+    def submit(self) -> bool:
+        """Make drafts ready and due; False: not a draft."""
+        return bool(
+            self.filter(status=OrderStatus.DRAFT).update(
+                status=OrderStatus.READY, next_finalize_at=Now()
+            )
+        )
+
+    def retry(self) -> bool:
+        """Give failed orders fresh attempts; False: not failed."""
+        return bool(
+            self.filter(status=OrderStatus.FAILED).update(
+                status=OrderStatus.READY, next_finalize_at=Now(), finalize_attempts=0
+            )
+        )
+
+    def release(self, *, due: bool) -> bool:
+        """Let quarantined orders go with fresh counters; False: not quarantined."""
+        return bool(
+            self.filter(status=OrderStatus.QUARANTINED).update(
+                status=OrderStatus.READY,
+                next_finalize_at=Now() if due else None,
+                finalize_attempts=0,
+                recovery_count=0,
+                recovered_at=[],
+            )
+        )
+
+    def cancel(self) -> bool:
+        """Cancel orders that have not begun to move stock; the lot is free again."""
+        statuses = (
+            OrderStatus.DRAFT,
+            OrderStatus.READY,
+            OrderStatus.FAILED,
+            OrderStatus.QUARANTINED,
+        )
+        return bool(
+            self.filter(status__in=statuses, finalize_in_progress=False).update(
+                status=OrderStatus.CANCELLED, next_finalize_at=None, live_lot=None
+            )
+        )
+
+    def reverse(self) -> bool:
+        """Mark finalized orders as reversed; the lot is free again."""
+        return bool(
+            self.filter(status=OrderStatus.FINALIZED).update(
+                status=OrderStatus.REVERSED, live_lot=None
+            )
+        )
