@@ -5,10 +5,11 @@ from datetime import datetime
 from typing import Self
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
+from recovery.clock import seconds_from_now
 from recovery.fields import KeyField, QuantityField
 from recovery.models import AppendOnly
 
@@ -52,6 +53,30 @@ class OutboxQuerySet(models.QuerySet["OutboxEntry"]):
         """Return the entries that hold back later ones of their aggregates."""
         return self.filter(
             aggregate__in=aggregates, status__in=(EntryStatus.PENDING, EntryStatus.DEAD)
+        )
+
+    def charge(self, *, delay_s: float, error: str) -> bool:
+        """Count an attempt before it is made; the entry steps aside for ``delay_s``."""
+        return bool(
+            self.pending().update(
+                attempts=F("attempts") + 1,
+                next_attempt_at=seconds_from_now(delay_s),
+                last_error_code=ErrorCode.UNEXPECTED,
+                last_error=error,
+            )
+        )
+
+    def refund(self) -> bool:
+        """Give an attempt back that the entry did not use up; it is due again."""
+        return bool(
+            self.pending()
+            .filter(attempts__gt=0)
+            .update(
+                attempts=F("attempts") - 1,
+                next_attempt_at=Now(),
+                last_error_code="",
+                last_error="",
+            )
         )
 
     def park(self, until: datetime) -> int:

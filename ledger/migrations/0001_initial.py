@@ -2,8 +2,9 @@
 
 import django.db.models.deletion
 import django.db.models.functions.datetime
-import recovery.fields
 from django.db import migrations, models
+
+import recovery.fields
 
 
 class Migration(migrations.Migration):
