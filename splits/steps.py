@@ -19,7 +19,6 @@ from splits.errors import (
 from splits.models import Lot, LotStatus, SplitLine, SplitOrder, StepName
 
 FINALIZED_EVENT = "split-order-finalized"
-LINE_SUFFIX_LENGTH = len("-001")
 DIGEST_LENGTH = 16
 
 

@@ -1,0 +1,253 @@
+"""Finalizations that hang: find them, prove that nobody holds them, reset them."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from django.conf import settings
+from django.db import OperationalError, connection, transaction
+
+from recovery.clock import db_now
+from recovery.errors import is_row_locked, with_retries
+from recovery.runner import Run
+from recovery.wakeups import wake_on_commit
+from splits import audit, lifecycle, metrics
+from splits.audit import Author
+from splits.holders import Holder, find_holder
+from splits.models import OrderStatus, SplitOrder, StuckSighting
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 100
+
+
+class Result(StrEnum):
+    """What became of an order that was found stuck."""
+
+    RECOVERED = "recovered"
+    FAILED = "failed"
+    """Reset, but its attempts are used up."""
+    QUARANTINED = "quarantined"
+    RELEASED = "released"
+    HELD = "held"
+    GONE = "gone"
+    """Not stuck any more: somebody was first, or it made progress."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What became of one order, and who holds it where somebody does."""
+
+    number: str
+    result: Result
+    holder: Holder | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to recover: from which age, by whom, and what an operator may add."""
+
+    author: Author
+    threshold_s: float
+    due: bool = True
+    """Without it a reset order waits for an operator to start it."""
+    force: bool = False
+    """Also orders in progress younger than the threshold, and quarantined ones."""
+    run: Run | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An order that is stuck, as a plain read saw it."""
+
+    order_id: int
+    number: str
+    epoch: int
+
+
+def find(request: Request, numbers: Iterable[str] = ()) -> Iterator[Found]:
+    """Yield the orders that ``request`` fits, of ``numbers`` where some are given, by id."""
+    orders = SplitOrder.objects.stuck(request.threshold_s)
+    if request.force:
+        quarantined = SplitOrder.objects.filter(status=OrderStatus.QUARANTINED)
+        orders = SplitOrder.objects.in_progress() | quarantined
+    wanted = list(numbers)
+    if wanted:
+        orders = orders.filter(number__in=wanted)
+    last_id = 0
+    while True:
+        batch = orders.filter(pk__gt=last_id).order_by("pk")[:AT_ONCE]
+        rows = [Found(*row) for row in batch.values_list("pk", "number", "finalize_epoch")]
+        yield from rows
+        if len(rows) < AT_ONCE:
+            return
+        last_id = rows[-1].order_id
+
+
+def recover(found: Found, request: Request) -> Recovery:
+    """Reset one order, if no live transaction holds its row and it is still stuck.
+
+    Does not say who holds it: ``name_holder`` does, and takes its time.
+    Raises LeaseLostError.
+    """
+    try:
+        recovery = with_retries(lambda: _recover(found, request))
+    except OperationalError as error:
+        if not is_row_locked(error):
+            raise
+        recovery = Recovery(found.number, Result.HELD)
+    _count(found, recovery)
+    return recovery
+
+
+def name_holder(found: Found, request: Request) -> Recovery:
+    """Say who holds an order; where the holder is gone by now, recover the order after all."""
+    holder = find_holder(found.order_id)
+    if holder is None:
+        recovery = recover(found, request)
+        if recovery.result is not Result.HELD:
+            return recovery
+        holder = find_holder(found.order_id) or Holder(hint="The holders change.")
+    logger.warning(
+        "split_order_held",
+        extra={"order": found.number, "epoch": found.epoch, "holder": holder.as_dict()},
+    )
+    return Recovery(found.number, Result.HELD, holder)
+
+
+def _recover(found: Found, request: Request) -> Recovery:
+    with transaction.atomic():
+        order = _proven_free(found.order_id)
+        if order is None:
+            return Recovery(found.number, Result.HELD)
+        result = _decide(order, request)
+        if request.run:
+            request.run.renew_lease()
+    return Recovery(found.number, result)
+
+
+def _proven_free(order_id: int) -> SplitOrder | None:
+    """Lock the row without waiting: the proof that no live transaction holds it.
+
+    None: one does. On SQLite the write lock, which BEGIN IMMEDIATE took, is the proof.
+    """
+    nowait = connection.features.has_select_for_update_nowait
+    try:
+        with transaction.atomic():
+            return SplitOrder.objects.select_for_update(nowait=nowait).get(pk=order_id)
+    except OperationalError as error:
+        if is_row_locked(error):
+            return None
+        raise
+
+
+def _decide(order: SplitOrder, request: Request) -> Result:
+    if order.status == OrderStatus.QUARANTINED and request.force:
+        lifecycle.release(order.pk, author=request.author, due=request.due)
+        return Result.RELEASED
+    this = SplitOrder.objects.filter(pk=order.pk)
+    stuck = this.in_progress() if request.force else this.stuck(request.threshold_s)
+    if not stuck.exists():
+        return Result.GONE
+    return _reset(order, request)
+
+
+def _reset(order: SplitOrder, request: Request) -> Result:
+    now = db_now()
+    recovered_at = _within_window([*order.recovered_at, now.isoformat()], now)
+    result = _verdict(order, len(recovered_at))
+    status = {Result.QUARANTINED: OrderStatus.QUARANTINED, Result.FAILED: OrderStatus.FAILED}.get(
+        result, OrderStatus.READY
+    )
+    due = result is Result.RECOVERED and request.due
+    SplitOrder.objects.filter(pk=order.pk).reset(
+        order.finalize_epoch,
+        status=status,
+        next_finalize_at=now if due else None,
+        recovered_at=recovered_at,
+    )
+    _record(order, result, request, now=now)
+    if due:
+        wake_on_commit(lifecycle.FINALIZE_JOB)
+    return result
+
+
+def _within_window(times: list[str], now: datetime) -> list[str]:
+    oldest = now - timedelta(seconds=settings.JOB_STUCK_ALERT_WINDOW_SEC)
+    return [time for time in times if datetime.fromisoformat(time) >= oldest]
+
+
+def _verdict(order: SplitOrder, recoveries: int) -> Result:
+    """Decide; ``recoveries`` counts those within the alert window, this one included."""
+    if recoveries > settings.JOB_STUCK_ALERT_THRESHOLD:
+        return Result.QUARANTINED
+    if order.finalize_attempts >= settings.JOB_FINALIZE_RETRY_LIMIT:
+        return Result.FAILED
+    return Result.RECOVERED
+
+
+def _record(order: SplitOrder, result: Result, request: Request, *, now: datetime) -> None:
+    evidence = _evidence(order, request, now)
+    actions = {
+        Result.RECOVERED: [audit.RECOVERED],
+        Result.FAILED: [audit.RECOVERED, audit.RETRY_LIMIT],
+        Result.QUARANTINED: [audit.QUARANTINED],
+    }[result]
+    for action in actions:
+        audit.record(order, action, author=request.author, evidence=evidence)
+
+
+def _evidence(order: SplitOrder, request: Request, now: datetime) -> dict[str, Any]:
+    """Return what the reset rests on."""
+    progress_at = order.finalize_progress_at or order.created_at
+    return {
+        "epoch": order.finalize_epoch,
+        "finalizer": order.finalize_owner,
+        "progress_at": progress_at.isoformat(),
+        "age_s": round((now - progress_at).total_seconds(), 3),
+        "threshold_s": request.threshold_s,
+        "forced": request.force,
+        "proof": _proof(),
+    }
+
+
+def _proof() -> dict[str, Any]:
+    """Return how it is known, in this transaction, that nobody else holds the row."""
+    if connection.vendor != "mysql":
+        return {"how": "BEGIN IMMEDIATE was granted", "connection_id": None}
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT CONNECTION_ID()")
+        (connection_id,) = cursor.fetchone()
+    return {"how": "SELECT FOR UPDATE NOWAIT was granted", "connection_id": connection_id}
+
+
+def _count(found: Found, recovery: Recovery) -> None:
+    """Count and log, after the commit; each epoch of an order is detected once."""
+    if recovery.result in (Result.GONE, Result.RELEASED):
+        return
+    if StuckSighting.objects.first_time(found.order_id, found.epoch):
+        metrics.stuck_detected()
+    if recovery.result is Result.HELD:
+        return
+    metrics.recovered()
+    facts = {"order": found.number, "epoch": found.epoch, "result": str(recovery.result)}
+    if recovery.result is Result.QUARANTINED:
+        logger.error("split_order_quarantined", extra=facts)
+    else:
+        logger.warning("split_order_recovered", extra=facts)
+
+
+def recover_all(found: Iterable[Found], request: Request) -> Iterator[Recovery]:
+    """Yield what becomes of each order: first all that can be reset, then the held with holders."""
+    held = []
+    for order in found:
+        recovery = recover(order, request)
+        if recovery.result is Result.HELD:
+            held.append(order)
+        else:
+            yield recovery
+    for order in held:
+        yield name_holder(order, request)
