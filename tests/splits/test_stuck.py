@@ -1,0 +1,348 @@
+"""Stuck finalizations: found by age, proven free, reset once, quarantined when it goes on."""
+
+import signal
+import threading
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from prometheus_client import REGISTRY
+
+from recovery.clock import db_now
+from recovery.leases import LeaseLostError
+from recovery.models import AuditRecord
+from splits import holders, stuck
+from splits.finalize import Ending, finalize
+from splits.models import OrderStatus, SplitOrder, StuckSighting
+from splits.stuck import Recovery, Request, Result
+from tests.factories import AUTHOR, SplitOrderFactory, hang
+from tests.splits.processes import is_stopped, manage, wait_until
+from tests.splits.state import assert_finalized_once
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+THRESHOLD_S = 300
+
+
+def request(**kwargs) -> Request:
+    return Request(author=AUTHOR, threshold_s=kwargs.pop("threshold_s", THRESHOLD_S), **kwargs)
+
+
+def recover(order, **kwargs) -> Recovery:
+    wanted = request(**kwargs)
+    (found,) = stuck.find(wanted, [order.number])
+    recovery = stuck.recover(found, wanted)
+    order.refresh_from_db()
+    return recovery
+
+
+def detected() -> float:
+    return REGISTRY.get_sample_value("job_stuck_detected_total") or 0.0
+
+
+def resets() -> float:
+    return REGISTRY.get_sample_value("finalize_recoveries_total") or 0.0
+
+
+@pytest.mark.parametrize(("age_s", "is_stuck"), [(290, False), (310, True)])
+def test_order_is_stuck_past_the_threshold(age_s, is_stuck):
+    hang(SplitOrderFactory(), age_s=age_s)
+    assert bool(list(stuck.find(request()))) is is_stuck
+
+
+@pytest.mark.parametrize("at", list(OrderStatus))
+def test_order_that_is_not_in_progress_is_not_stuck(at):
+    SplitOrderFactory(at=at)
+    assert list(stuck.find(request(threshold_s=0))) == []
+
+
+def test_all_stuck_orders_are_found_in_batches(monkeypatch):
+    monkeypatch.setattr(stuck, "AT_ONCE", 2)
+    numbers = [hang(SplitOrderFactory()).number for _ in range(5)]
+    assert [found.number for found in stuck.find(request())] == numbers
+
+
+def test_reset_makes_the_order_due_again_with_proof_in_the_audit_record():
+    order = hang(SplitOrderFactory())
+    progress_at = order.finalize_progress_at
+    assert recover(order).result is Result.RECOVERED
+    assert (order.status, order.finalize_in_progress) == (OrderStatus.READY, False)
+    assert (order.finalize_epoch, order.finalize_attempts, order.recovery_count) == (2, 1, 1)
+    assert len(order.recovered_at) == 1
+    assert SplitOrder.objects.due().get() == order
+    record = AuditRecord.objects.get()
+    assert (record.action, record.actor, record.reason, record.target_id) == (
+        "split-order-finalize-stuck-recovered",
+        "cli:tester",
+        "because",
+        order.number,
+    )
+    evidence = record.evidence
+    assert (evidence["epoch"], evidence["threshold_s"]) == (1, THRESHOLD_S)
+    assert evidence["progress_at"] == progress_at.isoformat()
+    assert 1_000 <= evidence["age_s"] < 1_030
+    assert "was granted" in evidence["proof"]["how"]
+    assert evidence["finalizer"] == "dead-host:1:token"
+
+
+def test_reset_wakes_the_finalizer(monkeypatch):
+    order, woken = hang(SplitOrderFactory()), []
+    monkeypatch.setattr("recovery.wakeups.wake", woken.append)
+    recover(order)
+    assert woken == ["finalizeRetryWorker"]
+
+
+def test_no_retry_leaves_the_order_to_an_operator():
+    order = hang(SplitOrderFactory())
+    assert recover(order, due=False).result is Result.RECOVERED
+    assert (order.status, order.next_finalize_at) == (OrderStatus.READY, None)
+
+
+def test_stuck_order_is_reset_once_by_two_recoverers():
+    order = hang(SplitOrderFactory())
+    wanted = request()
+    (found,) = stuck.find(wanted)
+    assert stuck.recover(found, wanted).result is Result.RECOVERED
+    assert stuck.recover(found, wanted).result is Result.GONE
+    order.refresh_from_db()
+    assert (order.recovery_count, order.finalize_epoch) == (1, 2)
+    assert AuditRecord.objects.count() == 1
+
+
+def test_order_that_made_progress_meanwhile_is_left_alone():
+    order = hang(SplitOrderFactory())
+    wanted = request()
+    (found,) = stuck.find(wanted)
+    SplitOrder.objects.filter(pk=order.pk).progress(1)
+    assert stuck.recover(found, wanted).result is Result.GONE
+    order.refresh_from_db()
+    assert order.finalize_in_progress
+
+
+def test_order_whose_attempts_are_used_up_is_failed(settings):
+    settings.JOB_FINALIZE_RETRY_LIMIT = 1
+    order = hang(SplitOrderFactory())
+    assert recover(order).result is Result.FAILED
+    assert (order.status, order.next_finalize_at) == (OrderStatus.FAILED, None)
+    assert list(AuditRecord.objects.order_by("id").values_list("action", flat=True)) == [
+        "split-order-finalize-stuck-recovered",
+        "split-order-finalize-retry-limit",
+    ]
+
+
+@pytest.mark.parametrize(("earlier", "quarantined"), [(2, False), (3, True)])
+def test_order_recovered_too_often_is_quarantined(earlier, quarantined, caplog):
+    order = hang(SplitOrderFactory())
+    SplitOrder.objects.update(recovered_at=[db_now().isoformat()] * earlier)
+    recovery = recover(order)
+    assert (recovery.result is Result.QUARANTINED) is quarantined
+    assert (order.status == OrderStatus.QUARANTINED) is quarantined
+    alarms = [it for it in caplog.records if it.message == "split_order_quarantined"]
+    assert bool(alarms) is quarantined
+    action = AuditRecord.objects.get().action
+    assert (action == "split-order-quarantined") is quarantined
+
+
+def test_quarantine_is_judged_before_the_retry_limit(settings):
+    settings.JOB_STUCK_ALERT_THRESHOLD = 0
+    settings.JOB_FINALIZE_RETRY_LIMIT = 1
+    assert recover(hang(SplitOrderFactory())).result is Result.QUARANTINED
+
+
+def test_recoveries_before_the_window_do_not_count(settings):
+    order = hang(SplitOrderFactory())
+    old = db_now() - timedelta(seconds=settings.JOB_STUCK_ALERT_WINDOW_SEC + 60)
+    SplitOrder.objects.update(recovered_at=[old.isoformat()] * 9, recovery_count=9)
+    assert recover(order).result is Result.RECOVERED
+    assert (len(order.recovered_at), order.recovery_count) == (1, 10)
+
+
+def test_finalizer_that_always_hangs_ends_in_quarantine(settings):
+    settings.JOB_FINALIZE_RETRY_LIMIT = 100
+    order = SplitOrderFactory()
+    results = [recover(hang(order)).result for _ in range(4)]
+    assert results == [Result.RECOVERED] * 3 + [Result.QUARANTINED]
+
+
+def test_stuck_epoch_is_counted_once_though_it_is_seen_often():
+    order = hang(SplitOrderFactory())
+    wanted = request()
+    (found,) = stuck.find(wanted)
+    before = detected()
+    stuck._count(found, Recovery(order.number, Result.HELD))
+    stuck._count(found, Recovery(order.number, Result.HELD))
+    recover(order)
+    assert detected() - before == 1
+    recover(hang(order))
+    assert detected() - before == 2
+    assert StuckSighting.objects.count() == 2
+
+
+def test_resets_are_counted():
+    before = resets()
+    recover(hang(SplitOrderFactory()))
+    assert resets() - before == 1
+
+
+def test_nothing_is_counted_without_metrics(settings):
+    settings.METRICS_ENABLED = False
+    before = detected(), resets()
+    recover(hang(SplitOrderFactory()))
+    assert (detected(), resets()) == before
+
+
+def test_force_resets_a_young_one():
+    order = hang(SplitOrderFactory(), age_s=1)
+    assert list(stuck.find(request())) == []
+    assert recover(order, force=True).result is Result.RECOVERED
+
+
+def test_force_releases_a_quarantined_one():
+    order = SplitOrderFactory(at=OrderStatus.QUARANTINED)
+    assert list(stuck.find(request())) == []
+    assert recover(order, force=True).result is Result.RELEASED
+    assert (order.status, order.recovery_count, order.recovered_at) == (OrderStatus.READY, 0, [])
+    assert AuditRecord.objects.get().action == "split-order-released"
+
+
+def test_force_without_retry_leaves_a_released_one_to_an_operator():
+    order = SplitOrderFactory(at=OrderStatus.QUARANTINED)
+    recover(order, force=True, due=False)
+    assert (order.status, order.next_finalize_at) == (OrderStatus.READY, None)
+
+
+class LostRun:
+    """A run that has lost its lease."""
+
+    def renew_lease(self) -> None:
+        raise LeaseLostError("lost")
+
+
+def test_reset_under_a_lost_lease_is_rolled_back():
+    order = hang(SplitOrderFactory())
+    with pytest.raises(LeaseLostError):
+        recover(order, run=LostRun())
+    order.refresh_from_db()
+    assert order.finalize_in_progress
+    assert not AuditRecord.objects.exists()
+
+
+def test_stuck_orders_are_read_by_the_index():
+    plan = SplitOrder.objects.stuck(THRESHOLD_S).values_list("pk", flat=True).explain()
+    assert "order_stuck" in plan
+
+
+@pytest.fixture
+def holding():
+    """Hold an order's row in a transaction of another connection; return that one's id."""
+    other = connection.copy()
+
+    def hold(order) -> int:
+        with other.cursor() as cursor:
+            cursor.execute("START TRANSACTION")
+            cursor.execute("SELECT id FROM splits_splitorder WHERE id = %s FOR UPDATE", [order.pk])
+            cursor.execute("SELECT CONNECTION_ID()")
+            return cursor.fetchone()[0]
+
+    hold.release = other.close
+    yield hold
+    other.close()
+
+
+@pytest.mark.mariadb
+def test_held_order_is_left_alone_and_its_holder_named(holding, caplog):
+    order = hang(SplitOrderFactory())
+    connection_id = holding(order)
+    began = db_now()
+    wanted = request()
+    (found,) = stuck.find(wanted)
+    (recovery,) = stuck.recover_all([found], wanted)
+    assert recovery.result is Result.HELD
+    holder = recovery.holder
+    assert holder.connection_id == connection_id
+    assert holder.user == connection.settings_dict["USER"]
+    assert holder.host.startswith(("localhost", "127.0.0.1"))
+    assert 0 <= holder.age_s < 30
+    assert holder.command == "Sleep"
+    assert db_now() - began < timedelta(seconds=6)
+    order.refresh_from_db()
+    assert (order.finalize_in_progress, order.finalize_epoch) == (True, 1)
+    assert not AuditRecord.objects.exists()
+    (record,) = [it for it in caplog.records if it.message == "split_order_held"]
+    assert record.holder["connection_id"] == connection_id
+
+
+@pytest.mark.mariadb
+def test_held_order_does_not_hold_up_the_others(holding):
+    held, free = hang(SplitOrderFactory()), hang(SplitOrderFactory())
+    holding(held)
+    wanted = request()
+    results = [
+        (it.number, it.result) for it in stuck.recover_all(stuck.find(wanted), wanted)
+    ]
+    assert results == [(free.number, Result.RECOVERED), (held.number, Result.HELD)]
+
+
+@pytest.mark.mariadb
+def test_order_is_recovered_after_all_when_its_holder_goes(holding):
+    order = hang(SplitOrderFactory())
+    holding(order)
+    wanted = request()
+    (found,) = stuck.find(wanted)
+    assert stuck.recover(found, wanted).result is Result.HELD
+    holding.release()
+    assert stuck.name_holder(found, wanted).result is Result.RECOVERED
+
+
+@pytest.mark.mariadb
+def test_holder_is_unknown_without_the_privilege_and_the_hint_says_which(holding, monkeypatch):
+    order = hang(SplitOrderFactory())
+    holding(order)
+    monkeypatch.setattr(holders, "MARIADB", "SELECT 1 FROM mysql.no_such_table WHERE %s")
+    monkeypatch.setattr(holders, "MYSQL", "SELECT 1 FROM mysql.no_such_table WHERE %s")
+    holder = holders.find_holder(order.pk)
+    assert holder.connection_id is None
+    assert "GRANT PROCESS" in holder.hint
+
+
+@pytest.mark.mariadb
+def test_finalizer_stopped_in_its_transaction_holds_the_order_until_it_is_killed():
+    order = SplitOrderFactory()
+    process = manage(
+        "finalize", order.number, RECOVERY_FAULTPOINTS="finalize.in_step.create_outputs=stop"
+    )
+    try:
+        wait_until(lambda: is_stopped(process))
+        wanted = request(threshold_s=0)
+        (found,) = stuck.find(wanted)
+        (recovery,) = stuck.recover_all([found], wanted)
+        assert recovery.result is Result.HELD
+        assert recovery.holder.connection_id
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    wait_until(lambda: stuck.recover(found, wanted).result is Result.RECOVERED)
+    assert finalize(order.pk, author=AUTHOR).ending is Ending.FINALIZED
+    assert_finalized_once(order)
+
+
+def test_two_recoverers_at_once_reset_once():
+    hang(SplitOrderFactory())
+    wanted = request()
+    (found,) = stuck.find(wanted)
+    results, start = [], threading.Barrier(2)
+
+    def run() -> None:
+        start.wait()
+        try:
+            results.append(stuck.recover(found, wanted).result)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results.count(Result.RECOVERED) == 1
+    assert SplitOrder.objects.get().recovery_count == 1
