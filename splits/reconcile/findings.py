@@ -1,0 +1,69 @@
+"""What reconcile found, and the repair it proposes."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+
+from ledger.outbox import quantity_text
+from ledger.payloads import AccountKey
+
+Changes = dict[AccountKey, Decimal]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Two things that should agree and do not."""
+
+    kind: str
+    target: str
+    expected: str
+    found: str
+    repair: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the finding as ``reconcile --json`` prints it."""
+        return asdict(self)
+
+
+@dataclass
+class Report:
+    """What was checked, and what disagrees."""
+
+    on_finding: Callable[[Finding], None] = lambda _finding: None
+    on_checked: Callable[[int], None] = lambda _count: None
+    checked: Counter[str] = field(default_factory=Counter)
+    in_flight: int = 0
+    """Pending entries, which are counted as if they were posted."""
+    findings: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether everything agrees."""
+        return not self.findings
+
+    def find(self, kind: str, target: str, *, expected: str, found: str, repair: str) -> None:
+        """Report one finding."""
+        self.findings += 1
+        self.on_finding(Finding(kind, target, expected, found, repair))
+
+    def count(self, what: str, number: int) -> None:
+        """Count what was checked."""
+        self.checked[what] += number
+        self.on_checked(number)
+
+
+def changes_text(changes: Changes) -> str:
+    """Return the changes of accounts as one line, sorted."""
+    texts = [
+        f"{code} {quantity_text(quantity)} {unit}"
+        for (code, unit), quantity in sorted(changes.items())
+        if quantity
+    ]
+    return ", ".join(texts) or "nothing"
+
+
+def same_changes(left: Changes, right: Changes) -> bool:
+    """Tell whether two sets of changes move the same; accounts that do not move don't count."""
+    keys = left.keys() | right.keys()
+    return all(left.get(key, 0) == right.get(key, 0) for key in keys)
