@@ -18,7 +18,7 @@ from settings.jobs import JOB_TASK_TIMEOUT_SEC
 from settings.logs import logging_config
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-VAR_DIR = BASE_DIR / "var"
+VAR_DIR = Path(env.text("VAR_DIR") or BASE_DIR / "var").resolve()
 
 DEBUG = env.boolean("DEBUG", default=False)
 DATABASE_URL = env.url(
