@@ -187,7 +187,7 @@ def _reverse(order: SplitOrder) -> None:
             for line in postings(order)
         ],
     )
-    SplitOrder.objects.filter(pk=order.pk).reverse()
+    SplitOrder.objects.filter(pk=order.pk).mark_reversed()
 
 
 def _require_untouched(outputs: Sequence[Lot]) -> None:

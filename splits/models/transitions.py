@@ -12,7 +12,7 @@ from recovery.clock import seconds_from_now
 from recovery.models import stored_text
 
 if TYPE_CHECKING:
-    from splits.models.orders import SplitOrder
+    from splits.models.orders import SplitOrder  # noqa: F401 - named in a base class
 
 
 class OrderStatus(models.TextChoices):
@@ -167,7 +167,7 @@ class SplitOrderQuerySet(models.QuerySet["SplitOrder"]):
             )
         )
 
-    def reverse(self) -> bool:
+    def mark_reversed(self) -> bool:
         """Mark finalized orders as reversed; the lot is free again."""
         return bool(
             self.filter(status=OrderStatus.FINALIZED).update(
