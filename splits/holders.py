@@ -6,8 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from django.db import DatabaseError, connection
-from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db import DatabaseError, connection, transaction
 
 from recovery.errors import is_row_locked
 from splits.models import SplitOrder
@@ -18,10 +17,11 @@ WAIT_S = 2
 POLL_S = 0.1
 
 # Times of INNODB_TRX are those of the server's host, whatever the session's time zone.
-AGE = """TIMESTAMPDIFF(SECOND, b.trx_started,
-                       CONVERT_TZ(NOW(), @@session.time_zone, 'SYSTEM'))"""
-MARIADB = f"""
-SELECT b.trx_mysql_thread_id, p.USER, p.HOST, {AGE}, p.COMMAND, p.INFO
+MARIADB = """
+SELECT b.trx_mysql_thread_id, p.USER, p.HOST,
+       TIMESTAMPDIFF(SECOND, b.trx_started,
+                     CONVERT_TZ(NOW(), @@session.time_zone, 'SYSTEM')),
+       p.COMMAND, p.INFO
   FROM information_schema.INNODB_LOCK_WAITS w
   JOIN information_schema.INNODB_TRX r ON r.trx_id = w.requesting_trx_id
   JOIN information_schema.INNODB_TRX b ON b.trx_id = w.blocking_trx_id
@@ -29,8 +29,10 @@ SELECT b.trx_mysql_thread_id, p.USER, p.HOST, {AGE}, p.COMMAND, p.INFO
  WHERE r.trx_mysql_thread_id = %s
  ORDER BY b.trx_started LIMIT 1
 """
-MYSQL = f"""
-SELECT t.PROCESSLIST_ID, t.PROCESSLIST_USER, t.PROCESSLIST_HOST, {AGE},
+MYSQL = """
+SELECT t.PROCESSLIST_ID, t.PROCESSLIST_USER, t.PROCESSLIST_HOST,
+       TIMESTAMPDIFF(SECOND, b.trx_started,
+                     CONVERT_TZ(NOW(), @@session.time_zone, 'SYSTEM')),
        t.PROCESSLIST_COMMAND, t.PROCESSLIST_INFO
   FROM performance_schema.data_lock_waits w
   JOIN performance_schema.threads rt ON rt.THREAD_ID = w.REQUESTING_THREAD_ID
@@ -76,25 +78,23 @@ class _Waiter:
         self.thread = threading.Thread(target=self._wait, name="holder-probe", daemon=True)
 
     def _wait(self) -> None:
-        own = connection.copy()
         try:
-            self._wait_with(own)
+            self._wait_in_own_connection()
         except DatabaseError as error:
             if not is_row_locked(error):
                 logger.warning("holder_probe_failed", extra={"error": str(error)})
         finally:
-            own.close()
+            connection.close()
 
-    def _wait_with(self, own: BaseDatabaseWrapper) -> None:
-        table = own.ops.quote_name(SplitOrder._meta.db_table)
-        with own.cursor() as cursor:
+    def _wait_in_own_connection(self) -> None:
+        """Ask for the row in this thread's connection, which is closed afterwards."""
+        with connection.cursor() as cursor:
             cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", [WAIT_S])
             cursor.execute("SELECT CONNECTION_ID()")
             (self.connection_id,) = cursor.fetchone()
-            cursor.execute("START TRANSACTION")
-            cursor.execute(f"SELECT id FROM {table} WHERE id = %s FOR UPDATE", [self.order_id])
-            self.granted = True
-            cursor.execute("ROLLBACK")
+        with transaction.atomic():
+            SplitOrder.objects.select_for_update().filter(pk=self.order_id).first()
+        self.granted = True
 
 
 def find_holder(order_id: int) -> Holder | None:

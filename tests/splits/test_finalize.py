@@ -313,6 +313,20 @@ def test_two_claimers_get_one_attempt():
     assert (order.finalize_epoch, order.finalize_attempts) == (1, 1)
 
 
+def test_operators_interrupt_gives_the_order_back(monkeypatch):
+    order = SplitOrderFactory()
+
+    def interrupt(_order):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "STEPS", {**module.STEPS, StepName.CREATE_OUTPUTS: interrupt})
+    with pytest.raises(KeyboardInterrupt):
+        finalize(order.pk, author=AUTHOR)
+    order.refresh_from_db()
+    assert (order.finalize_in_progress, order.finalize_attempts) == (False, 0)
+    assert SplitOrder.objects.due().get() == order
+
+
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_killed_finalizer_is_recovered_and_finalized_once(boundary):
     order = SplitOrderFactory()
@@ -375,5 +389,3 @@ def test_claim_does_not_wait_for_a_locked_row():
     finally:
         other.close()
     assert claim(order.pk, author=AUTHOR) is not None
-
-
