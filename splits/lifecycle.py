@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Q
 
 from ledger import outbox
@@ -58,7 +58,7 @@ def create_order(*, number: str, source_lot: Lot, lines: Sequence[NewLine]) -> S
         live = SplitOrder.objects.filter(live_lot=lot).first()
         if live:
             raise LotBusyError(f"{lot.code} is held by {live.number}")
-        order = SplitOrder.objects.create(number=number, source_lot=lot, live_lot=lot)
+        order = _insert(number, lot)
         SplitLine.objects.bulk_create(
             SplitLine(
                 order=order, line=line.line, kind=line.kind, sku=line.sku, quantity=line.quantity
@@ -66,6 +66,17 @@ def create_order(*, number: str, source_lot: Lot, lines: Sequence[NewLine]) -> S
             for line in lines
         )
     return order
+
+
+def _insert(number: str, lot: Lot) -> SplitOrder:
+    try:
+        with transaction.atomic():
+            return SplitOrder.objects.create(number=number, source_lot=lot, live_lot=lot)
+    except IntegrityError:
+        # Another lot's order may have taken the number since it was looked up.
+        if SplitOrder.objects.filter(number=number).exists():
+            raise NumberTakenError(number) from None
+        raise
 
 
 def locked_order(order_id: int) -> SplitOrder:

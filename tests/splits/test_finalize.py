@@ -274,6 +274,25 @@ class LosingRun:
         pass
 
 
+@pytest.mark.mariadb
+def test_connection_killed_within_a_step_is_replaced_and_the_step_taken_once(monkeypatch):
+    order, kills = SplitOrderFactory(), ["once"]
+    genuine = module.STEPS[StepName.CREATE_OUTPUTS]
+
+    def killed_once(order):
+        genuine(order)
+        if kills:
+            kills.pop()
+            with connection.cursor() as cursor:
+                cursor.execute("KILL CONNECTION CONNECTION_ID()")
+
+    monkeypatch.setattr(module, "STEPS", {**module.STEPS, StepName.CREATE_OUTPUTS: killed_once})
+    assert finalize(order.pk, author=AUTHOR).ending is Ending.FINALIZED
+    assert not kills
+    assert_finalized_once(order)
+    assert order.finalize_attempts == 1
+
+
 def test_lost_lease_rolls_the_step_back_and_gives_the_order_back():
     order = SplitOrderFactory()
     with pytest.raises(LeaseLostError):

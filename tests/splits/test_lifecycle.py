@@ -62,6 +62,12 @@ def test_number_is_taken_once():
     assert SplitOrderFactory(number="so-1").number == "so-1"
 
 
+def test_number_taken_since_it_was_looked_up_is_said_so():
+    SplitOrderFactory(number="SO-1")
+    with pytest.raises(NumberTakenError, match="SO-1"):
+        lifecycle._insert("SO-1", LotFactory())
+
+
 def test_consumed_lot_takes_no_order():
     order = SplitOrderFactory(at=OrderStatus.FINALIZED)
     with pytest.raises(LotNotAvailableError, match="consumed"):
