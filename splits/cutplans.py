@@ -362,8 +362,6 @@ def _fields(line: RawLine) -> list[str]:
         if "unexpected end of data" in str(error):
             raise RowError("a quoted field does not end on its line") from error
         raise RowError(f"not CSV: {error}") from error
-    except ValueError as error:
-        raise RowError("the line is empty") from error
     return fields
 
 
