@@ -366,6 +366,17 @@ def test_killed_finalizer_is_recovered_and_finalized_once(boundary):
     assert actions() == ["split-order-finalize-stuck-recovered"]
 
 
+def test_finalizers_in_three_processes_finalize_each_order_once():
+    orders = [SplitOrderFactory() for _ in range(12)]
+    processes = [manage("finalize", "--all-ready", "--json") for _ in range(3)]
+    documents = [finished(process)[1] for process in processes]
+    finalized = [number for document in documents for number in document["finalized"]]
+    assert sorted(finalized) == sorted(order.number for order in orders)
+    for order in orders:
+        assert_finalized_once(order)
+        assert order.finalize_attempts == 1
+
+
 def test_stopped_finalizer_that_wakes_after_a_reset_commits_nothing():
     order = SplitOrderFactory()
     process = manage(
