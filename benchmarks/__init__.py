@@ -1,0 +1,1 @@
+"""Benchmarks: everything as a ratio to its floor, measured in one run."""

@@ -1,0 +1,43 @@
+"""Entries to post: half a thousand SKUs, two postings each, an aggregate each."""
+
+import itertools
+import secrets
+from decimal import Decimal
+
+from django.db import transaction
+
+from ledger.models import OutboxEntry
+from ledger.outbox import Line, content_hash, payload_of
+
+SKUS = 500
+ROWS_AT_ONCE = 1_000
+
+_numbers = itertools.count(1)
+_run = secrets.token_hex(4)
+
+
+def publish_many(count: int) -> list[int]:
+    """Write ``count`` pending entries in bulk and return their ids."""
+    rows = [_entry(next(_numbers)) for _ in range(count)]
+    with transaction.atomic():
+        OutboxEntry.objects.bulk_create(rows, batch_size=ROWS_AT_ONCE)
+    keys = [row.event_key for row in rows]
+    found = OutboxEntry.objects.filter(event_key__in=keys).order_by("id")
+    return list(found.values_list("pk", flat=True))
+
+
+def _entry(number: int) -> OutboxEntry:
+    aggregate = f"lot:BENCH-{_run}-{number}"
+    payload = payload_of(
+        [
+            Line(f"stock:SKU-{number % SKUS}", Decimal(7), "mm2"),
+            Line("external:receipts", Decimal(-7), "mm2"),
+        ]
+    )
+    return OutboxEntry(
+        event_key=f"{aggregate}:received",
+        event_type="lot-received",
+        aggregate=aggregate,
+        payload=payload,
+        content_hash=content_hash("lot-received", aggregate, payload),
+    )
