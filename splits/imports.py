@@ -99,8 +99,14 @@ class Import:
             raise ImportStoppedError(f"the database refused: {error}") from error
 
     def _store(self, order: PlannedOrder, known: Known) -> None:
+        before = self.imported
         try:
             self._store_once(order, known)
+        except KeyboardInterrupt:
+            # It may have come between the commit and the count.
+            if order.number not in known.orders and look_up([order]).orders:
+                self.imported = before + 1
+            raise
         except (RefusedError, SplitError, outbox.LedgerError, ValidationError) as error:
             self._refuse(Fault(order.row, order.number, _text_of(error)))
         except DatabaseError as error:
