@@ -53,6 +53,12 @@ class Report:
         self.on_checked(number)
 
 
+def add_changes(changes: Changes, more: Changes) -> None:
+    """Add ``more`` to ``changes`` in place."""
+    for key, quantity in more.items():
+        changes[key] = changes.get(key, Decimal(0)) + quantity
+
+
 def changes_text(changes: Changes) -> str:
     """Return the changes of accounts as one line, sorted."""
     texts = [

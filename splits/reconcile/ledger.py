@@ -9,7 +9,7 @@ from ledger.models import Account, EntryStatus, OutboxEntry, Transaction
 from ledger.outbox import content_hash, quantity_text
 from ledger.payloads import AccountKey
 from splits.models import FinalizeStep, Lot, OrderStatus, SplitOrder, StepName
-from splits.reconcile.findings import Changes, Report, changes_text, same_changes
+from splits.reconcile.findings import Changes, Report, add_changes, changes_text, same_changes
 from splits.reconcile.reading import Moved, changes_of, moved_by, windows
 
 STOCK = "stock:"
@@ -90,12 +90,8 @@ def _check_against_entries(
 
 
 def check_entries(report: Report) -> Changes:
-    """Check each entry against the ledger and its origin; return what is not posted yet.
-
-    Dead entries are findings, and outstanding like pending ones: a receipt in the DLQ is
-    one finding, not another one for the stock that misses it.
-    """
-    outstanding: Changes = {}
+    """Check each entry against the ledger and its origin; return what is not posted, but should be."""
+    under_way: Changes = {}
     columns = ("pk", "event_key", "event_type", "aggregate", "payload", "content_hash", "status")
     for window in windows(OutboxEntry):
         rows = list(
@@ -109,17 +105,12 @@ def check_entries(report: Report) -> Changes:
         )
         for row in rows:
             _check_entry(report, row, is_posted=row["event_key"] in posted)
-            if row["event_key"] not in posted and row["status"] in ("pending", "dead"):
-                _add(outstanding, changes_of(row["payload"]) or {})
+            if row["event_key"] not in posted and row["status"] != EntryStatus.DISCARDED:
+                add_changes(under_way, changes_of(row["payload"]) or {})
         live = [row["event_key"] for row in rows if row["status"] != EntryStatus.DISCARDED]
         _check_origins(report, live)
         report.count("entries", len(rows))
-    return outstanding
-
-
-def _add(changes: Changes, more: Changes) -> None:
-    for key, quantity in more.items():
-        changes[key] = changes.get(key, ZERO) + quantity
+    return under_way
 
 
 def _check_entry(report: Report, row: Mapping[str, Any], *, is_posted: bool) -> None:
@@ -215,7 +206,7 @@ def _find_orphan(
 
 
 def check_accounts(
-    report: Report, *, posted: dict[int, Decimal], outstanding: Changes, available: Changes
+    report: Report, *, posted: dict[int, Decimal], under_way: Changes, available: Changes
 ) -> None:
     """Check balances against postings, and stock against the available lots of its SKU."""
     for window in windows(Account):
@@ -226,10 +217,10 @@ def check_accounts(
             total = posted.pop(pk, ZERO)
             if balance != total:
                 _find_balance(report, pk, (code, unit), balance=balance, total=total)
-            _check_stock(report, (code, unit), total, outstanding, available)
+            _check_stock(report, (code, unit), total, under_way, available)
         report.count("accounts", len(rows))
-    for key in {*outstanding, *available}:
-        _check_stock(report, key, ZERO, outstanding, available)
+    for key in {*under_way, *available}:
+        _check_stock(report, key, ZERO, under_way, available)
 
 
 def _find_balance(
@@ -248,10 +239,10 @@ def _find_balance(
 
 
 def _check_stock(
-    report: Report, key: AccountKey, total: Decimal, outstanding: Changes, available: Changes
+    report: Report, key: AccountKey, total: Decimal, under_way: Changes, available: Changes
 ) -> None:
     """Compare one account's postings, with what is under way, to the lots there are."""
-    coming = outstanding.pop(key, ZERO)
+    coming = under_way.pop(key, ZERO)
     lots = available.pop(key, ZERO)
     if not key[0].startswith(STOCK) or lots == total + coming:
         return

@@ -5,23 +5,26 @@ from typing import Any
 
 from django.db.models import Q
 
+from recovery.sqlite import ExactSum
 from splits.models import FinalizeStep, Lot, LotStatus, OrderStatus, SplitOrder, StepName
-from splits.reconcile.findings import Changes, Report, changes_text, same_changes
+from splits.reconcile.findings import Changes, Report, add_changes, changes_text, same_changes
 from splits.reconcile.ledger import LOT_PREFIX, RECEIVED_SUFFIX, STOCK, ZERO
 from splits.reconcile.reading import traces, windows
-from recovery.sqlite import ExactSum
 
 RECEIPTS = "external:receipts"
 CONSUMED_STEPS = tuple(StepName)[1:]
 
 
-def check_lots(report: Report) -> Changes:
-    """Check every lot; return the quantities of available lots by stock account and unit."""
+def check_lots(report: Report, under_way: Changes) -> Changes:
+    """Check every lot; return the quantities of available lots by stock account and unit.
+
+    Receipts that are missing are added to ``under_way``.
+    """
     available: Changes = {}
     columns = ("pk", "code", "sku", "quantity", "unit", "status", "parent_order_id")
     for window in windows(Lot):
         rows = list(Lot.objects.filter(window).order_by("pk").values(*columns))
-        _check_receipts(report, [row for row in rows if row["parent_order_id"] is None])
+        _check_receipts(report, under_way, [row for row in rows if row["parent_order_id"] is None])
         _check_consumed(report, [row for row in rows if row["status"] == LotStatus.CONSUMED])
         _add_available(available, window)
         report.count("lots", len(rows))
@@ -35,7 +38,9 @@ def _add_available(available: Changes, window: Q) -> None:
         available[key] = available.get(key, ZERO) + total
 
 
-def _check_receipts(report: Report, roots: Collection[dict[str, Any]]) -> None:
+def _check_receipts(
+    report: Report, under_way: Changes, roots: Collection[dict[str, Any]]
+) -> None:
     keys = {row["pk"]: f"{LOT_PREFIX}{row['code']}{RECEIVED_SUFFIX}" for row in roots}
     known = traces(keys.values())
     for row in roots:
@@ -43,6 +48,7 @@ def _check_receipts(report: Report, roots: Collection[dict[str, Any]]) -> None:
         quantity, unit = row["quantity"], row["unit"]
         expected = {(f"{STOCK}{row['sku']}", unit): quantity, (RECEIPTS, unit): -quantity}
         if not trace.exists():
+            add_changes(under_way, expected)
             report.find(
                 "lot_without_receipt",
                 f"lot:{row['code']}",

@@ -1,13 +1,13 @@
 """Split orders against their steps, their lots and the ledger."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
 
 from ledger.outbox import quantity_text
 from splits.models import FinalizeStep, Lot, LotStatus, OrderStatus, SplitLine, SplitOrder, StepName
-from splits.reconcile.findings import Changes, Report, changes_text, same_changes
+from splits.reconcile.findings import Changes, Report, add_changes, changes_text, same_changes
 from splits.reconcile.reading import Trace, traces, windows
 from splits.steps import child_code
 
@@ -70,9 +70,21 @@ class Facts:
             changes[key] = changes.get(key, Decimal(0)) + quantity * sign
         return changes
 
+    def unpublished_changes(self) -> Changes:
+        """Return what the order did to lots before its ledger step."""
+        if self.reached(StepName.POST_LEDGER) or not self.reached(StepName.CONSUME_SOURCE):
+            return {}
+        if self.reached(StepName.CREATE_OUTPUTS):
+            return self.expected_changes(1)
+        source = self.order.source_lot
+        return {(f"stock:{source.sku}", source.unit): -source.quantity}
 
-def check_orders(report: Report) -> None:
-    """Check every order: its steps, its source lot, its child lots, its ledger entries."""
+
+def check_orders(report: Report, under_way: Changes) -> None:
+    """Check every order: its steps, its source lot, its child lots, its ledger entries.
+
+    What an order did to lots and did not publish yet, or should have, is added to ``under_way``.
+    """
     for window in windows(SplitOrder, ORDERS_AT_ONCE):
         orders = list(SplitOrder.objects.filter(window).select_related("source_lot").order_by("pk"))
         known = traces(_keys(orders))
@@ -80,7 +92,9 @@ def check_orders(report: Report) -> None:
             _check_steps(report, facts)
             _check_source(report, facts)
             _check_outputs(report, facts)
-            _check_ledger(report, facts, known)
+            for missing in _check_ledger(report, facts, known):
+                add_changes(under_way, missing)
+            add_changes(under_way, facts.unpublished_changes())
         report.count("orders", len(orders))
 
 
@@ -162,17 +176,21 @@ def _pieces_text(pieces: set[Piece], total: int) -> str:
     return f"{total} lots" + (f", among them {'; '.join(shown)}" if shown else "")
 
 
-def _check_ledger(report: Report, facts: Facts, known: Mapping[str, Trace]) -> None:
+def _check_ledger(
+    report: Report, facts: Facts, known: Mapping[str, Trace]
+) -> Iterator[Changes]:
+    """Check the order's entries; yield the changes that are in no entry."""
     if facts.reached(StepName.POST_LEDGER):
-        _check_trace(report, facts, facts.order.event_key, known, sign=1)
+        key = facts.order.event_key
+        yield _check_trace(report, facts, key, known[key], facts.expected_changes(1))
     if facts.is_reversed:
-        _check_trace(report, facts, facts.order.reversal_key, known, sign=-1)
+        key = facts.order.reversal_key
+        yield _check_trace(report, facts, key, known[key], facts.expected_changes(-1))
 
 
 def _check_trace(
-    report: Report, facts: Facts, key: str, known: Mapping[str, Trace], *, sign: int
-) -> None:
-    trace = known[key]
+    report: Report, facts: Facts, key: str, trace: Trace, expected: Changes
+) -> Changes:
     if not trace.exists():
         report.find(
             "order_without_ledger_entry",
@@ -181,7 +199,7 @@ def _check_trace(
             found=trace.state(),
             repair=_republish(trace),
         )
-        return
+        return expected
     if len(trace.transactions) > 1:
         report.find(
             "order_posted_twice",
@@ -190,7 +208,6 @@ def _check_trace(
             found=f"transactions {', '.join(map(str, sorted(trace.transactions)))}",
             repair="post the reverse of all but the first",
         )
-    expected = facts.expected_changes(sign)
     if trace.changes is not None and not same_changes(expected, trace.changes):
         report.find(
             "order_postings_differ_from_lines",
@@ -199,6 +216,7 @@ def _check_trace(
             found=changes_text(trace.changes),
             repair="publish a correcting entry for the difference, or reverse the order",
         )
+    return {}
 
 
 def _republish(trace: Trace) -> str:
