@@ -109,15 +109,13 @@ def claim(
     def take() -> SplitOrder | None:
         with transaction.atomic():
             orders = SplitOrder.objects.filter(pk=order_id)
-            order = _locked(orders if now else orders.due()) if not _ours() else None
+            order = _locked(orders if now else orders.due())
             if order is not None:
                 orders.claim(owner)
             if run:
                 run.renew_lease()
+            # Also found where an earlier COMMIT happened though its answer was lost.
             return orders.filter(finalize_owner=owner).first()
-
-    def _ours() -> bool:  # an earlier COMMIT whose answer was lost
-        return SplitOrder.objects.filter(pk=order_id, finalize_owner=owner).exists()
 
     order = with_retries(take)
     if order is None:

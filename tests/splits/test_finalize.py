@@ -303,6 +303,16 @@ def test_lost_lease_rolls_the_step_back_and_gives_the_order_back():
     assert_untouched(order)
 
 
+def test_lease_lost_at_the_end_does_not_finalize():
+    order = SplitOrderFactory()
+    with pytest.raises(LeaseLostError):
+        finalize(order.pk, author=AUTHOR, run=LosingRun(6))  # the claim, five steps
+    order.refresh_from_db()
+    assert (order.status, order.finalize_in_progress) == (OrderStatus.READY, False)
+    assert finalize(order.pk, author=AUTHOR).ending is Ending.FINALIZED
+    assert_finalized_once(order)
+
+
 def test_lease_lost_at_the_claim_claims_nothing():
     order = SplitOrderFactory()
     with pytest.raises(LeaseLostError):
