@@ -48,8 +48,8 @@ class Import:
 
     finalize: bool = False
     """Submit the orders, also those that were imported before and are still drafts."""
-    on_fault: Callable[[Fault], None] = lambda _fault: None
-    on_progress: Callable[[int], None] = lambda _offset: None
+    on_fault: Callable[[Fault], object] = lambda _fault: None
+    on_progress: Callable[[int], object] = lambda _offset: None
     """Called with the bytes read so far, after each window of orders."""
     imported: int = 0
     skipped: int = 0
@@ -158,7 +158,7 @@ def look_up(window: Sequence[PlannedOrder]) -> Known:
     lines: dict[int, list[PlannedLine]] = {}
     rows = SplitLine.objects.filter(order__in=by_number.values()).order_by("order_id", "line")
     for order_id, *line in rows.values_list("order_id", "line", "kind", "sku", "quantity"):
-        lines.setdefault(order_id, []).append(PlannedLine(*line))
+        lines.setdefault(order_id, []).append(PlannedLine._make(line))
     codes = {order.board.code for order in window if order.number not in by_number}
     lots = Lot.objects.filter(code__in=codes)
     return Known(by_number, lines, {lot.code: lot for lot in lots})

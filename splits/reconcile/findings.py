@@ -30,8 +30,8 @@ class Finding:
 class Report:
     """What was checked, and what disagrees."""
 
-    on_finding: Callable[[Finding], None] = lambda _finding: None
-    on_checked: Callable[[int], None] = lambda _count: None
+    on_finding: Callable[[Finding], object] = lambda _finding: None
+    on_checked: Callable[[int], object] = lambda _count: None
     checked: Counter[str] = field(default_factory=Counter)
     in_flight: int = 0
     """Pending entries, which are counted as if they were posted."""

@@ -4,12 +4,17 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-
 from ledger.models import Account, EntryStatus, OutboxEntry, Transaction
 from ledger.outbox import content_hash, quantity_text
 from ledger.payloads import AccountKey
 from splits.models import FinalizeStep, Lot, OrderStatus, SplitOrder, StepName
-from splits.reconcile.findings import Changes, Report, add_changes, changes_text, same_changes
+from splits.reconcile.findings import (
+    Changes,
+    Report,
+    add_changes,
+    changes_text,
+    same_changes,
+)
 from splits.reconcile.reading import Moved, changes_of, moved_by, windows
 
 STOCK = "stock:"
@@ -232,7 +237,8 @@ def _find_balance(
         expected=quantity_text(total),
         found=quantity_text(balance),
         repair=(
-            "manage.py jobs pause processLedgerOutbox; UPDATE ledger_account SET balance ="
+            "manage.py jobs pause processLedgerOutbox;"  # noqa: S608 - for an operator to read
+            " UPDATE ledger_account SET balance ="
             f" {quantity_text(total)} WHERE id = {pk}; manage.py jobs resume processLedgerOutbox"
         ),
     )

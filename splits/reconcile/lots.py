@@ -6,8 +6,21 @@ from typing import Any
 from django.db.models import Q
 
 from recovery.sqlite import ExactSum
-from splits.models import FinalizeStep, Lot, LotStatus, OrderStatus, SplitOrder, StepName
-from splits.reconcile.findings import Changes, Report, add_changes, changes_text, same_changes
+from splits.models import (
+    FinalizeStep,
+    Lot,
+    LotStatus,
+    OrderStatus,
+    SplitOrder,
+    StepName,
+)
+from splits.reconcile.findings import (
+    Changes,
+    Report,
+    add_changes,
+    changes_text,
+    same_changes,
+)
 from splits.reconcile.ledger import LOT_PREFIX, RECEIVED_SUFFIX, STOCK, ZERO
 from splits.reconcile.reading import traces, windows
 
@@ -80,5 +93,5 @@ def _check_consumed(report: Report, consumed: Collection[dict[str, Any]]) -> Non
                 f"lot:{row['code']}",
                 expected="available, or a live order whose consume_source step is done",
                 found="consumed by no order",
-                repair=f"UPDATE splits_lot SET status = 'available' WHERE id = {row['pk']}",
+                repair=f"UPDATE splits_lot SET status = 'available' WHERE id = {row['pk']}",  # noqa: S608
             )

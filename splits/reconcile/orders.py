@@ -6,8 +6,22 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from ledger.outbox import quantity_text
-from splits.models import FinalizeStep, Lot, LotStatus, OrderStatus, SplitLine, SplitOrder, StepName
-from splits.reconcile.findings import Changes, Report, add_changes, changes_text, same_changes
+from splits.models import (
+    FinalizeStep,
+    Lot,
+    LotStatus,
+    OrderStatus,
+    SplitLine,
+    SplitOrder,
+    StepName,
+)
+from splits.reconcile.findings import (
+    Changes,
+    Report,
+    add_changes,
+    changes_text,
+    same_changes,
+)
 from splits.reconcile.reading import Trace, traces, windows
 from splits.steps import child_code
 
@@ -114,7 +128,7 @@ def _facts(orders: Collection[SplitOrder]) -> dict[int, Facts]:
     for order_id, status, *piece in outputs.values_list(
         "parent_order_id", "status", "code", "sku", "quantity", "unit"
     ):
-        facts[order_id].outputs.append((Piece(*piece), status))
+        facts[order_id].outputs.append((Piece._make(piece), status))
     return facts
 
 
@@ -128,7 +142,7 @@ def _check_steps(report: Report, facts: Facts) -> None:
             facts.target,
             expected=", ".join(name.value for name in reached),
             found=f"not recorded: {', '.join(missing)}",
-            repair="check that the steps' effects are there, then insert the missing splits_finalizestep rows",
+            repair="check that the steps' effects are there, then add the missing splits_finalizestep rows",
         )
 
 
@@ -141,7 +155,7 @@ def _check_source(report: Report, facts: Facts) -> None:
             facts.target,
             expected=f"lot {source.code} consumed",
             found=source.status,
-            repair=f"UPDATE splits_lot SET status = 'consumed' WHERE id = {source.pk}",
+            repair=f"UPDATE splits_lot SET status = 'consumed' WHERE id = {source.pk}",  # noqa: S608
         )
 
 
@@ -165,7 +179,7 @@ def _check_outputs(report: Report, facts: Facts) -> None:
 
 
 def _without_codes(pieces: list[Piece]) -> list[tuple[str, Decimal, str]]:
-    return sorted(tuple(piece[1:]) for piece in pieces)
+    return sorted((piece.sku, piece.quantity, piece.unit) for piece in pieces)
 
 
 def _pieces_text(pieces: set[Piece], total: int) -> str:

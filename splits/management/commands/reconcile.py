@@ -22,7 +22,7 @@ class Command(OperatorCommand):
             unit=" rows", file=sys.stderr, disable=not sys.stderr.isatty()
         ) as bar:
             report = Report(
-                on_finding=partial(self.note, spool), on_checked=lambda count: bar.update(count)
+                on_finding=partial(self.note, spool), on_checked=bar.update
             )
             reconcile(report)
             bar.close()
