@@ -4,14 +4,18 @@ import logging
 import os
 import secrets
 import socket
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
+from django.db.models.functions import Now
 
 from recovery import link
 from recovery.errors import is_row_locked
-from recovery.faultpoints import faultpoint
 from recovery.models import Job
 
 logger = logging.getLogger(__name__)
@@ -26,6 +30,8 @@ if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[
 return 0
 """
 HOST = socket.gethostname()
+PATIENCE_S = (0.02, 0.05, 0.1, 0.1)
+"""Pauses between tries for the row: a renewal or a wake-up holds it for milliseconds."""
 
 
 class LeaseError(Exception):
@@ -55,7 +61,13 @@ class Lease:
     name: str
     token: str
     fence: int
-    in_redis: bool
+    taken_at: datetime
+    """When it was taken, by the database's clock."""
+    _taken: float = field(default_factory=time.monotonic)
+
+    def now(self) -> datetime:
+        """Return the database's time, reckoned from when the lease was taken: no query."""
+        return self.taken_at + timedelta(seconds=time.monotonic() - self._taken)
 
     def renew(self) -> None:
         """Renew the row; inside a batch's transaction, as its last statement.
@@ -73,7 +85,7 @@ class Lease:
 
     def drop_key(self) -> None:
         """Remove the Redis key if it is still ours."""
-        _try_script(RELEASE, self.name, self.token)
+        _drop_key(self.name, self.token)
 
 
 def _ttl_ms() -> int:
@@ -95,48 +107,80 @@ def acquire(name: str) -> Lease:
 
     Raises PausedError or HeldError; database errors pass through: nothing runs unlocked.
     """
+    with taking(name) as lease:
+        return lease
+
+
+@contextmanager
+def taking(name: str) -> Iterator[Lease]:
+    """Take the lock of job ``name``; what the block writes commits together with the lease.
+
+    Raises PausedError or HeldError; database errors pass through: nothing runs unlocked.
+    """
     token = f"{HOST}:{os.getpid()}:{secrets.token_hex(8)}"
-    in_redis = _take_key(name, token)
-    lease = Lease(name, token, fence=0, in_redis=in_redis)
-    try:
-        lease.fence = _take_row(name, token)
-    except BaseException:
-        if in_redis:
-            lease.drop_key()
-        raise
-    faultpoint("lease.acquired")
-    return lease
-
-
-def _take_key(name: str, token: str) -> bool:
-    if not link.configured():
-        return False
-    key = LOCK_KEY.format(name=name)
-    try:
-        taken = link.call(lambda client: client.set(key, token, nx=True, px=_ttl_ms()))
-        if not taken:
-            holder = link.call(lambda client: client.get(key))
-            raise HeldError((holder or b"").decode(errors="replace").rpartition(":")[0])
-    except link.RedisDownError:
-        return False
-    return True
-
-
-def _take_row(name: str, token: str) -> int:
-    owner = token.rpartition(":")[0]
-    nowait = connection.features.has_select_for_update_nowait
+    _take_key(name, token)
     try:
         with transaction.atomic():
-            # Without waiting: a holder that hangs in its transaction must not hang us.
-            row = Job.objects.select_for_update(nowait=nowait).get(name=name)
-            if row.paused_at:
-                raise PausedError(f"paused since {row.paused_at.isoformat()}")
-            if not Job.objects.filter(name=name).acquire(
-                owner=owner, ttl_s=settings.JOB_LOCK_TTL_SEC
-            ):
-                raise HeldError(row.lease_owner)
-            return row.fence + 1
-    except OperationalError as error:
-        if is_row_locked(error):
-            raise HeldError from error
+            yield _take_row(name, token)
+    except BaseException:
+        _drop_key(name, token)
         raise
+
+
+def lock_row(name: str) -> Job:
+    """Lock the row of job ``name``, made if it is missing; its ``now`` is the database's time.
+
+    In a transaction, as its first statement. Raises HeldError where another transaction keeps
+    the row: a holder that hangs in its transaction must not hang us.
+    """
+    nowait = connection.features.has_select_for_update_nowait
+    rows = Job.objects.select_for_update(nowait=nowait).annotate(now=Now()).filter(name=name)
+    for pause_s in (*PATIENCE_S, None):
+        try:
+            row = rows.first()
+            if row is None:
+                Job.objects.bulk_create([Job(name=name)], ignore_conflicts=True)
+                row = rows.get()
+        except OperationalError as error:
+            if not is_row_locked(error):
+                raise
+            if pause_s is None:
+                raise HeldError from error
+            time.sleep(pause_s)
+        else:
+            return row
+    raise HeldError
+
+
+def _take_key(name: str, token: str) -> None:
+    if not link.configured():
+        return
+    key = LOCK_KEY.format(name=name)
+    try:
+        if link.call(lambda client: client.set(key, token, nx=True, px=_ttl_ms())):
+            return
+        holder = link.call(lambda client: client.get(key))
+    except link.RedisDownError:
+        return
+    raise HeldError(_owner(holder.decode(errors="replace") if isinstance(holder, bytes) else ""))
+
+
+def _drop_key(name: str, token: str) -> None:
+    # Also where Redis did not answer: it may have set the key all the same.
+    _try_script(RELEASE, name, token)
+
+
+def _owner(token: str) -> str:
+    return token.rpartition(":")[0]
+
+
+def _take_row(name: str, token: str) -> Lease:
+    row = lock_row(name)
+    if row.paused_at:
+        raise PausedError(f"paused since {row.paused_at.isoformat()}")
+    if not Job.objects.filter(name=name).acquire(
+        owner=_owner(token), ttl_s=settings.JOB_LOCK_TTL_SEC
+    ):
+        raise HeldError(row.lease_owner)
+    now: datetime = row.now  # type: ignore[attr-defined]  # annotated by lock_row
+    return Lease(name, token, fence=row.fence + 1, taken_at=now)

@@ -1,10 +1,12 @@
 """Pause and resume jobs, on the record."""
 
+from functools import partial
+
 from django.db import transaction
 
 from recovery import audit
 from recovery.models import Job
-from recovery.wakeups import wake_on_commit
+from recovery.wakeups import enqueue
 
 
 def pause(name: str, *, actor: str, reason: str = "") -> bool:
@@ -22,7 +24,8 @@ def resume(name: str, *, actor: str, reason: str = "") -> bool:
         changed = Job.objects.filter(name=name).resume()
         if changed:
             _record("job-resumed", name, actor=actor, reason=reason)
-            wake_on_commit(name)
+            # Whatever the flag says: it may have been set while the job was paused.
+            transaction.on_commit(partial(enqueue, name), robust=True)
     return changed
 
 

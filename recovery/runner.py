@@ -13,8 +13,8 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections, transaction
 
 from recovery import heartbeats, leases, metrics, registry, stopping, wakeups
-from recovery.clock import db_now
 from recovery.errors import code_of, with_retries
+from recovery.faultpoints import faultpoint
 from recovery.models import Job as JobRow
 from recovery.models import JobRun, RunStatus
 
@@ -59,12 +59,13 @@ class Run:
     def progressed(self) -> None:
         """Beat and extend the Redis key, after each committed piece of work."""
         self.lease.extend()
-        self._beat(RunStatus.RUNNING)
+        self.beat(RunStatus.RUNNING)
 
-    def _beat(self, status: str) -> None:
+    def beat(self, status: str) -> None:
+        """Write the heartbeat in Redis; the row has it already."""
         heartbeats.beat(
             self.job,
-            at=db_now(),
+            at=self.lease.now(),
             run_id=self.run_id,
             status=status,
             duration_s=self.duration_s,
@@ -96,15 +97,12 @@ class Outcome:
 
 
 def run_task(name: str) -> dict[str, Any]:
-    """Run job ``name`` once, from the queue; work left means another run at once."""
-    outcome = run_job(name)
-    if outcome.again and not stopping.asked():
-        wakeups.enqueue(name)
-    return outcome.as_dict()
+    """Run job ``name`` once, from the queue."""
+    return run_job(name).as_dict()
 
 
 def run_job(name: str) -> Outcome:
-    """Make one guarded run of job ``name`` in this process.
+    """Make one guarded run of job ``name`` in this process; work left is queued at once.
 
     Never raises for what happens in the run: the outcome says it.
     Raises UnknownJobError.
@@ -112,7 +110,8 @@ def run_job(name: str) -> Outcome:
     job = registry.get(name)
     close_old_connections()
     try:
-        lease = leases.acquire(name)
+        with leases.taking(name) as lease:
+            run = _open(job, lease)
     except leases.PausedError as error:
         return _skipped(job, "paused", str(error))
     except leases.HeldError as error:
@@ -120,9 +119,12 @@ def run_job(name: str) -> Outcome:
     except (DatabaseError, InterfaceError) as error:
         logger.warning("run_skipped_no_lock", extra={"job": name, "error": str(error)})
         return _skipped(job, "no_lock", str(error))
-    run = Run(job, lease)
     with structlog.contextvars.bound_contextvars(job=name, run_id=str(run.run_id)):
-        return _guarded(run)
+        outcome = _guarded(run)
+    if outcome.again:
+        # Also when a stop was asked for: another host takes it, or this one after its start.
+        wakeups.enqueue(name)
+    return outcome
 
 
 def _skipped(job: registry.Job, reason: str, detail: str) -> Outcome:
@@ -134,7 +136,8 @@ def _skipped(job: registry.Job, reason: str, detail: str) -> Outcome:
 def _guarded(run: Run) -> Outcome:
     status, error, more = RunStatus.OK, "", False
     try:
-        _open(run)
+        faultpoint("lease.acquired")
+        run.beat(RunStatus.RUNNING)
         more = _work(run)
     except leases.LeaseLostError as lost:
         status, error = RunStatus.FAILED, str(lost)
@@ -153,7 +156,7 @@ def _guarded(run: Run) -> Outcome:
         reason=error,
         duration_s=run.duration_s,
         result=dict(run.counts),
-        again=status is RunStatus.OK and (more or _woken(run.job.name)),
+        again=more or _woken(run.job.name),
     )
 
 
@@ -165,18 +168,18 @@ def _log_failure(run: Run, failure: Exception) -> None:
     )
 
 
-def _open(run: Run) -> None:
-    name, fence = run.job.name, run.lease.fence
-    with transaction.atomic():
-        JobRun.objects.died_before(name, fence).bury()
-        run.deaths = JobRun.objects.deaths_in_a_row(name)
-        JobRun.objects.create(
-            run_id=run.run_id, job_id=name, fence=fence, host=leases.HOST, pid=os.getpid()
-        )
-        JobRow.objects.filter(name=name).beat(
-            fence=fence, host=leases.HOST, pid=os.getpid(), run_id=run.run_id
-        )
-    run.progressed()
+def _open(job: registry.Job, lease: leases.Lease) -> Run:
+    """Write that the run begins, in the transaction that takes the lease."""
+    JobRun.objects.died_before(job.name, lease.fence).bury()
+    run = Run(job, lease, deaths=JobRun.objects.deaths_in_a_row(job.name))
+    pid = os.getpid()
+    JobRun.objects.create(
+        run_id=run.run_id, job_id=job.name, fence=lease.fence, host=leases.HOST, pid=pid
+    )
+    JobRow.objects.filter(name=job.name).beat(
+        fence=lease.fence, host=leases.HOST, pid=pid, run_id=run.run_id
+    )
+    return run
 
 
 def _work(run: Run) -> bool:
@@ -214,10 +217,11 @@ def _record(run: Run, status: RunStatus, error: str) -> None:
         JobRun.objects.filter(run_id=run.run_id).finish(
             status=status, counts=dict(run.counts), error=error
         )
-        JobRow.objects.filter(name=run.job.name).release(
+        kept = JobRow.objects.filter(name=run.job.name).release(
             fence=run.lease.fence, status=status, error=error, duration_s=run.duration_s
         )
-    run._beat(status)  # noqa: SLF001 - the last beat says how the run ended
+    if kept:  # a lease that was lost: the heartbeat is its new holder's
+        run.beat(status)
 
 
 def _woken(name: str) -> bool:

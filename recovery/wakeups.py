@@ -6,13 +6,15 @@ from functools import partial
 from django.db import DatabaseError, InterfaceError, transaction
 from django_q.tasks import async_task
 
-from recovery import link, registry
+from recovery import leases, link, registry
 from recovery.models import Job
 
 logger = logging.getLogger(__name__)
 
 WAKE_KEY = "wake:job:{name}"
 TASK = "recovery.runner.run_task"
+MAX_EXPIRY_S = 60
+"""How long a flag whose task was lost keeps others from being sent; at most one period."""
 
 
 def wake_on_commit(name: str) -> None:
@@ -27,27 +29,50 @@ def wake(name: str) -> None:
     """
     try:
         if _set_flag(name):
-            enqueue(name)
+            _push(name)
     except (DatabaseError, InterfaceError) as error:
-        logger.warning("wake_up_not_sent", extra={"job": name, "error": str(error)})
+        _log_not_sent(name, error)
 
 
 def enqueue(name: str) -> None:
-    """Push one wake-up task, whether or not the flag is set."""
+    """Push one wake-up task, whether or not the flag is set; never raises."""
+    try:
+        _push(name)
+    except (DatabaseError, InterfaceError) as error:
+        _log_not_sent(name, error)
+
+
+def _push(name: str) -> None:
     async_task(TASK, name, task_name=name)
+
+
+def _log_not_sent(name: str, error: Exception) -> None:
+    logger.warning("wake_up_not_sent", extra={"job": name, "error": str(error)})
 
 
 def _set_flag(name: str) -> bool:
     if link.usable():
         key = WAKE_KEY.format(name=name)
-        expiry_ms = registry.get(name).period_s * 1000
+        expiry_ms = min(registry.get(name).period_s, MAX_EXPIRY_S) * 1000
         try:
             return bool(link.call(lambda client: client.set(key, "1", nx=True, px=expiry_ms)))
         except link.RedisDownError:
             logger.debug("wake_up_by_column", extra={"job": name})
-    row = Job.objects.filter(name=name).values_list("wake_requested_at", flat=True)
+    return _set_column(name)
+
+
+def _set_column(name: str) -> bool:
     # Read first: a write for every commit would make all producers queue for one row.
-    return list(row) == [None] and Job.objects.filter(name=name).ask_to_wake()
+    if _asked_in_row(name):
+        return False
+    try:
+        with transaction.atomic():
+            leases.lock_row(name)
+            return Job.objects.filter(name=name).ask_to_wake()
+    except leases.HeldError:
+        # Whoever keeps the row locked for so long keeps every run away too.
+        logger.debug("wake_up_left_to_the_tick", extra={"job": name})
+        return False
 
 
 def clear(name: str) -> None:

@@ -1,17 +1,18 @@
 """Make one guarded run of a job in this process."""
 
+import signal
 from typing import Any
 
 from django.core.management.base import CommandParser
 
-from recovery import registry, runner, schedules
+from recovery import registry, runner, stopping
 from recovery.commands import DONE, LOCKED, WRONG, OperatorCommand, UsageError
 
 
 class Command(OperatorCommand):
     """Make one guarded run of a job here and now."""
 
-    help = "Make one guarded run of a job in this process: lock, heartbeat, batches, record."
+    help = "Make one guarded run of a job in this process; SIGTERM ends it after its batch."
 
     def add_options(self, parser: CommandParser) -> None:
         """Take the job's name."""
@@ -23,8 +24,11 @@ class Command(OperatorCommand):
             registry.get(options["name"])
         except registry.UnknownJobError as error:
             raise UsageError(str(error)) from error
-        schedules.ensure_rows()
-        outcome = runner.run_job(options["name"])
+        before = signal.signal(signal.SIGTERM, lambda *_: stopping.ask())
+        try:
+            outcome = runner.run_job(options["name"])
+        finally:
+            signal.signal(signal.SIGTERM, before)
         self.document = outcome.as_dict()
         self.say(f"{outcome.job}: {outcome.status} in {outcome.duration_s:.2f} s")
         for name, count in sorted(outcome.result.items()):
