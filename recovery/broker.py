@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 Task = tuple[Any, str]
 
+QUEUE_LIMIT = 10_000
+"""Of the Redis list: while no cluster pops, the oldest wake-ups go; ticks make up for them."""
 LEFTOVERS_EVERY_S = 1.0
 DATABASE_PAUSE_S = 1.0
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -36,9 +38,7 @@ class TableRung(ORM):  # type: ignore[misc]
         return [
             (row.pk, row.payload)
             for row in rows[: Conf.BULK]
-            if self.get_connection()
-            .filter(pk=row.pk, lock=row.lock)
-            .update(lock=self.timeout(row))
+            if self.get_connection().filter(pk=row.pk, lock=row.lock).update(lock=self.timeout(row))
         ]
 
 
@@ -68,10 +68,16 @@ class RungBroker(Broker):  # type: ignore[misc]
         """Push ``task`` to Redis, or to the table where Redis cannot be had."""
         if link.usable():
             try:
-                return link.call(lambda client: client.rpush(self.redis_key, task))
+                return link.call(lambda client: self._push(client, task))
             except link.RedisDownError:
                 logger.debug("task_queued_in_table")
         return self.table.enqueue(task)
+
+    def _push(self, client: Any, task: str) -> int:
+        length = int(client.rpush(self.redis_key, task))
+        if length > QUEUE_LIMIT:
+            client.ltrim(self.redis_key, -QUEUE_LIMIT, -1)
+        return length
 
     def dequeue(self) -> list[Task] | None:
         """Return the next tasks with their acknowledgement ids, or None after a short wait."""
@@ -85,12 +91,12 @@ class RungBroker(Broker):  # type: ignore[misc]
         try:
             popped = link.call(self._pop, popping=True)
         except link.RedisDownError:
-            return None
+            return self._wait(Conf.POLL)  # what refuses at once must not be asked at once again
         return [(None, popped)] if popped else None
 
     def _pop(self, client: Any) -> str | None:
         popped = client.blpop([self.redis_key], link.POP_TIMEOUT_S)
-        return popped[1].decode() if popped else None
+        return popped[1].decode(errors="replace") if popped else None
 
     def _from_table(self) -> list[Task]:
         try:

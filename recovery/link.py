@@ -18,12 +18,17 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 2.0
 POP_TIMEOUT_S = 1
-POP_SOCKET_TIMEOUT_S = 4.0
+POP_SOCKET_TIMEOUT_S = 3.0
+REFUSALS_LOGGED_EVERY_S = 60.0
+PROBE_KEY = "recovery:probe"
+STATE_ERRORS = ("MISCONF", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "LOADING", "TRYAGAIN")
+"""Refusals that tell of the server's state; other plain ones are about one command or key."""
 
 # Shared by all processes forked from this one, so that one of them finds an outage for all.
 # Raw: a process killed in the middle of a write must not leave a lock behind.
 _down_since = RawValue("d", 0.0)
 _next_try = RawValue("d", 0.0)
+_refused_at = RawValue("d", 0.0)
 
 
 class RedisDownError(ConnectionError):
@@ -36,7 +41,7 @@ def configured() -> bool:
 
 
 def is_down() -> bool:
-    """Tell whether Redis is configured and the last call to it failed."""
+    """Tell whether Redis is configured and could not be had when last tried."""
     return configured() and _down_since.value > 0
 
 
@@ -74,17 +79,36 @@ def call(action: Callable[[redis.Redis], T], *, popping: bool = False) -> T:
     """
     if not usable():
         raise RedisDownError
-    if is_down():
-        _next_try.value = time.monotonic() + RETRY_AFTER_S  # the others wait for this try
     client = (_popping_client if popping else _client)(settings.REDIS_URL)
     try:
-        result = action(client)
+        if is_down():
+            _probe()
+        return action(client)
     except redis.RedisError as error:
-        _went_down(error)
+        if _is_refusal(error):
+            _log_refusal(error)
+        else:
+            _went_down(error)
         raise RedisDownError(str(error)) from error
-    if _down_since.value:
-        _came_back()
-    return result
+
+
+def _probe() -> None:
+    """Find out whether Redis takes writes again: one that is full or read-only still reads."""
+    _next_try.value = time.monotonic() + RETRY_AFTER_S  # the others wait for this try
+    _client(settings.REDIS_URL).set(PROBE_KEY, "1", px=1000)
+    _came_back()
+
+
+def _is_refusal(error: redis.RedisError) -> bool:
+    """Tell whether the server is well and refused this one command."""
+    return type(error) is redis.ResponseError and not str(error).startswith(STATE_ERRORS)
+
+
+def _log_refusal(error: redis.RedisError) -> None:
+    now = time.monotonic()
+    if not _refused_at.value or now - _refused_at.value >= REFUSALS_LOGGED_EVERY_S:
+        _refused_at.value = now
+        logger.error("redis_refused", extra={"error": str(error)})
 
 
 def _went_down(error: redis.RedisError) -> None:
@@ -100,10 +124,10 @@ def _went_down(error: redis.RedisError) -> None:
 def _came_back() -> None:
     outage_s = time.monotonic() - _down_since.value
     _down_since.value = 0.0
+    _next_try.value = 0.0
     logger.info("redis_back", extra={"outage_s": round(outage_s, 1)})
 
 
 def reset() -> None:
     """Forget what is known of the server (after a fork the clients reconnect by themselves)."""
-    _down_since.value = 0.0
-    _next_try.value = 0.0
+    _down_since.value = _next_try.value = _refused_at.value = 0.0
