@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections import deque
+from multiprocessing.sharedctypes import RawValue
 from types import FrameType
 from typing import Any
 
@@ -22,27 +23,35 @@ MEND_EVERY_S = 60.0
 GRACE_S = 30.0
 RESTARTS = 5
 RESTART_WINDOW_S = 60.0
+HUNG_AFTER_S = 30.0
 QUEUE_LOST = 70
 
+# When the sentinel last went round; the parent reads it.
+_guarded_at = RawValue("d", 0.0)
 
-class OrSooner:
-    """An event that is also set once the parent process is gone."""
 
-    def __init__(self, event: Any) -> None:
-        """Watch ``event`` and the parent."""
-        self.event = event
-        self.parent = os.getppid()
+class StopFlag(stopping.Flag):
+    """A flag that is also set once the process that made it is gone."""
+
+    def __init__(self) -> None:
+        """Watch the process that makes it."""
+        super().__init__()
+        self.parent = os.getpid()
 
     def is_set(self) -> bool:
         """Tell whether to stop."""
-        return bool(self.event.is_set()) or os.getppid() != self.parent
+        return super().is_set() or os.getpid() != self.parent != os.getppid()
 
     def wait(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds for the event; tell whether to stop."""
-        self.event.wait(timeout)
-        if os.getppid() != self.parent:
-            stopping.ask()
-        return self.is_set()
+        """Wait up to ``timeout`` seconds for the flag; tell whether to stop.
+
+        The sentinel waits here once in each round: what shows that it does not hang.
+        """
+        _guarded_at.value = time.monotonic()
+        asked = super().wait(timeout)
+        if asked:
+            stopping.ask()  # the workers too, where the parent could not
+        return asked
 
 
 class GuardedSentinel(Sentinel):  # type: ignore[misc]
@@ -51,7 +60,6 @@ class GuardedSentinel(Sentinel):  # type: ignore[misc]
     def start(self) -> None:
         """Lead a process group (the parent can end it whole), then guard the workers."""
         os.setpgid(0, 0)
-        self.stop_event = OrSooner(self.stop_event)
         super().start()
 
     def reincarnate(self, process: Any) -> None:
@@ -84,14 +92,14 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
     def start(self) -> int:
         """Fork the sentinel and wait until it guards."""
         connections.close_all()  # a forked copy that is closed would close ours
-        context = get_mp_context()
-        self.stop_event, self.start_event = context.Event(), context.Event()
-        self.sentinel = context.Process(
+        self.stop_event, self.start_event = StopFlag(), stopping.Flag()
+        _guarded_at.value = time.monotonic()
+        self.sentinel = get_mp_context().Process(
             target=GuardedSentinel,
             args=(self.stop_event, self.start_event, self.cluster_id, self.broker, self.timeout),
         )
         self.sentinel.start()
-        while not self.start_event.is_set() and self.sentinel.is_alive():
+        while not self.start_event.is_set() and self._guarded():
             time.sleep(0.05)
         return int(self.pid)
 
@@ -108,11 +116,19 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
         self.start()
         logger.info("cluster_started", extra={"pid": self.pid})
         while not self.stopped_by:
-            if not self.sentinel.is_alive() and not self._restart():
+            if not self._guarded() and not self._restart():
                 return 1
             self._tick()
             self._sleep_until_next_second()
         return self._finish()
+
+    def _guarded(self) -> bool:
+        """Tell whether the sentinel lives and goes round.
+
+        It hangs for ever where a worker was killed with the lock of its timer held.
+        """
+        hung = time.monotonic() - _guarded_at.value >= HUNG_AFTER_S
+        return bool(self.sentinel.is_alive()) and not hung
 
     def _restart(self) -> bool:
         logger.critical("sentinel_died", extra={"exitcode": self.sentinel.exitcode})
