@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,12 +13,14 @@ from django_q.brokers import Broker
 from django_q.models import Schedule
 from django_q.scheduler import scheduler
 
-from recovery import registry
+from recovery import leases, registry
 from recovery.clock import db_now
 from recovery.models import Job as JobRow
 from recovery.wakeups import TASK
 
 logger = logging.getLogger(__name__)
+
+Tick = tuple[int, str, datetime]
 
 MAX_SKEW_S = 1.0
 MINUTE_S, HOUR_S, DAY_S = 60, 3_600, 86_400
@@ -57,7 +61,8 @@ def mend() -> None:
     ensure_rows()
     for job in registry.all_jobs():
         if not _in_step(job):
-            _mend_one(job)
+            with suppress(leases.HeldError):  # another host mends it, or a later try does
+                _mend_one(job)
     names = [job.name for job in registry.all_jobs()]
     Schedule.objects.filter(func=TASK).exclude(name__in=names).delete()
 
@@ -76,17 +81,17 @@ def _wanted(job: registry.Job) -> dict[str, Any]:
 
 
 def _in_step(job: registry.Job) -> bool:
-    rows = list(Schedule.objects.filter(name=job.name).values(*_wanted(job)))
-    return rows == [_wanted(job)]
+    rows = list(Schedule.objects.filter(name=job.name).values("next_run", *_wanted(job)))
+    return len(rows) == 1 and rows[0].pop("next_run") is not None and rows[0] == _wanted(job)
 
 
 def _mend_one(job: registry.Job) -> None:
     with transaction.atomic():
         # Schedule.name is not unique: two hosts starting at once must not make two rows.
-        JobRow.objects.select_for_update().get(name=job.name)
+        leases.lock_row(job.name)
         rows = list(Schedule.objects.filter(name=job.name).order_by("pk"))
         row = rows[0] if rows else Schedule(name=job.name, cron="")
-        if row.cron != cron_of(job.period_s):
+        if row.cron != cron_of(job.period_s) or row.next_run is None:
             row.next_run = next_slot(cron_of(job.period_s), db_now())
         for field, value in _wanted(job).items():
             setattr(row, field, value)
@@ -111,8 +116,10 @@ class Ticker:
             self._warn_of_clock()
             return False
         self._clock_off = False
-        pull_back(now)
-        if Schedule.objects.filter(func=TASK, next_run__lt=now).exists():
+        rows = Schedule.objects.filter(func=TASK).exclude(next_run=None)
+        ticks = list(rows.values_list("pk", "name", "next_run"))
+        pull_back(now, ticks)
+        if any(next_run < now for _pk, _name, next_run in ticks):
             scheduler(broker=self.broker)
             self.ticks += 1
         return True
@@ -132,12 +139,13 @@ def db_now_if_in_step() -> datetime | None:
     return now if in_step else None
 
 
-def pull_back(now: datetime) -> None:
+def pull_back(now: datetime, ticks: Iterable[Tick]) -> None:
     """Bring back ticks further ahead than one period: a host with a fast clock set them."""
-    for job in registry.all_jobs():
-        horizon = now + timedelta(seconds=job.period_s + MAX_SKEW_S)
-        ahead = Schedule.objects.filter(name=job.name, func=TASK, next_run__gt=horizon)
-        if ahead.exists():
-            slot = next_slot(cron_of(job.period_s), now)
-            ahead.update(next_run=slot)
-            logger.warning("tick_pulled_back", extra={"job": job.name, "next_run": str(slot)})
+    jobs = {job.name: job for job in registry.all_jobs()}
+    for pk, name, next_run in ticks:
+        job = jobs.get(name)
+        if job is None or next_run <= now + timedelta(seconds=job.period_s + MAX_SKEW_S):
+            continue
+        slot = next_slot(cron_of(job.period_s), now)
+        if Schedule.objects.filter(pk=pk, next_run=next_run).update(next_run=slot):
+            logger.warning("tick_pulled_back", extra={"job": name, "next_run": str(slot)})
