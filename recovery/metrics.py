@@ -83,9 +83,7 @@ def store(samples: Iterable[Sample]) -> int:
     for sample in fresh.values():
         sample.at = now
     with transaction.atomic():
-        stale = [
-            row.pk for row in Sample.objects.all() if (row.name, row.labels) not in fresh
-        ]
+        stale = [row.pk for row in Sample.objects.all() if (row.name, row.labels) not in fresh]
         Sample.objects.filter(pk__in=stale).delete()
         Sample.objects.bulk_create(
             fresh.values(),

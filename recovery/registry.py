@@ -58,13 +58,18 @@ def job(
     """
 
     def register(work: Callable[["Run"], Batch]) -> Callable[["Run"], Batch]:
-        if name in _jobs:
+        known = _jobs.get(name)
+        if known and _place(known.work) != _place(work):  # the same place: a module reloaded
             raise DuplicateJobError(f"two jobs are named {name!r}")
         summary = (work.__doc__ or "").strip().partition("\n")[0]
         _jobs[name] = Job(name, work, period_setting, summary)
         return work
 
     return register
+
+
+def _place(work: Callable[..., Batch]) -> tuple[str, str]:
+    return work.__module__, work.__qualname__
 
 
 def get(name: str) -> Job:

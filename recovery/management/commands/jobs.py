@@ -20,7 +20,8 @@ class Command(OperatorCommand):
 
     def add_options(self, parser: CommandParser) -> None:
         """Take what to do and to which job."""
-        parser.add_argument("action", nargs="?", default="list", choices=("list", "pause", "resume"))
+        actions = ("list", "pause", "resume")
+        parser.add_argument("action", nargs="?", default="list", choices=actions)
         parser.add_argument("name", nargs="?", help="the job to pause or resume")
         parser.add_argument("--reason", default="", help="kept in the audit record")
 
@@ -61,15 +62,16 @@ class Command(OperatorCommand):
 
 def facts(job: registry.Job, row: Job, now: datetime, next_run: datetime | None) -> dict[str, Any]:
     """Return what is known of a job, times as ISO 8601, ages in seconds."""
-    held = bool(row.lease_expires_at and row.lease_expires_at > now)
+    expires_at = row.lease_expires_at
+    held_until = expires_at if expires_at and expires_at > now else None
     return {
         "job": job.name,
         "does": job.summary,
         "period_s": job.period_s,
         "paused_at": row.paused_at and row.paused_at.isoformat(),
         "heartbeat_age_s": age_s(row.heartbeat_at, now),
-        "lease_owner": row.lease_owner if held else None,
-        "lease_expires_at": row.lease_expires_at.isoformat() if held else None,
+        "lease_owner": row.lease_owner if held_until else None,
+        "lease_expires_at": held_until and held_until.isoformat(),
         "fence": row.fence,
         "next_run": next_run and next_run.isoformat(),
         "last_started_at": row.last_started_at and row.last_started_at.isoformat(),
