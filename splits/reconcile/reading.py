@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from django.db import DatabaseError, connection, models
+from django.db import DatabaseError, connection, models, reset_queries
 from django.db.models import Count, Q
 
 from ledger.models import EntryStatus, OutboxEntry, Posting, Transaction
@@ -51,6 +51,7 @@ def windows(model: type[models.Model], size: int = WINDOW) -> Iterator[Q]:
     while run := list(ids.filter(pk__gt=last)[:size]):
         yield Q(pk__gt=last, pk__lte=run[-1])
         last = run[-1]
+        reset_queries()  # with DEBUG Django keeps every statement
 
 
 @dataclass

@@ -1,6 +1,9 @@
 """Cut plans for tests: CSV text, and what an import made of it."""
 
 import io
+from contextlib import contextmanager
+
+from django.db import connection
 
 from splits.cutplans import HEADER, Fault
 from splits.imports import Import
@@ -41,3 +44,17 @@ def imported(data, *, finalize=False):
     task = Import(finalize=finalize, on_fault=faults.append)
     task.run(io.BytesIO(data))
     return task, [(it.row, it.order_number, it.message) for it in faults]
+
+
+@contextmanager
+def at_most_statements(limit):
+    """Fail where more statements are executed; Django's own count is lost when its log is reset."""
+    seen = []
+
+    def note(execute, sql, *rest):
+        seen.append(sql)
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(note):
+        yield
+    assert 0 < len(seen) <= limit, f"{len(seen)} statements"

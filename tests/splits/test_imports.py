@@ -14,7 +14,7 @@ from splits.cutplans import HEADER, CutPlan, Fault, PlannedOrder, claimed_number
 from splits.imports import Import, ImportStoppedError, Known
 from splits.models import Lot, LotStatus, OrderStatus, SplitOrder
 from tests.factories import AUTHOR, LotFactory, SplitOrderFactory
-from tests.splits.plans import HEAD, imported, order, plan, row
+from tests.splits.plans import HEAD, at_most_statements, imported, order, plan, row
 
 pytestmark = pytest.mark.django_db
 
@@ -144,15 +144,15 @@ def test_more_orders_than_one_window_go_in():
     assert (task.imported, faults) == (250, [])
 
 
-def test_few_statements_an_order(django_assert_max_num_queries):
-    with django_assert_max_num_queries(100 * 12 + 10):
+def test_few_statements_an_order():
+    with at_most_statements(100 * 12 + 10):
         imported(plan(*(line for n in range(100) for line in order(f"SO-{n:03d}"))), finalize=True)
 
 
-def test_known_orders_cost_a_statement_a_window(django_assert_max_num_queries):
+def test_known_orders_cost_a_statement_a_window():
     data = plan(*(line for n in range(100) for line in order(f"SO-{n:03d}")))
     imported(data)
-    with django_assert_max_num_queries(4):
+    with at_most_statements(4):
         imported(data)
 
 

@@ -18,7 +18,7 @@ from splits.models import FinalizeStep, Lot, OrderStatus, SplitLine, SplitOrder,
 from splits.reconcile import Report, reconcile
 from splits.reconcile.reading import WINDOW, Trace, snapshot, windows
 from tests.factories import AUTHOR, LotFactory, SplitOrderFactory
-from tests.splits.plans import imported, order, plan
+from tests.splits.plans import at_most_statements, imported, order, plan
 from tests.splits.processes import manage
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -428,9 +428,9 @@ def test_snapshot_ends_though_the_reader_fails():
     assert Lot.objects.count() == 1
 
 
-def test_statements_grow_with_windows_not_with_rows(django_assert_max_num_queries, orders):
+def test_statements_grow_with_windows_not_with_rows(orders):
     imported(plan(*(line for n in range(200) for line in order(f"X-{n:03d}"))))
-    with django_assert_max_num_queries(60):
+    with at_most_statements(60):
         reconcile(Report())
 
 
