@@ -49,6 +49,12 @@ def _faults() -> list[Fault]:
     return _plan
 
 
+def forget() -> None:
+    """Forget the plan and the visits counted; the next visit is the first again."""
+    global _plan, _planned_for  # noqa: PLW0603
+    _plan, _planned_for = [], ""
+
+
 def parse(text: str) -> list[Fault]:
     """Return the faults of ``name=action[@N][,name=action]``; raise ImproperlyConfigured."""
     return [_parse_one(item.strip()) for item in text.split(",") if item.strip()]

@@ -1,0 +1,133 @@
+"""Run ``manage.py`` in processes of its own, on the test's database and Redis."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import connection
+
+from tests.waiting import eventually
+
+TIMEOUT_S = 90
+
+
+class Finished(subprocess.CompletedProcess[str]):
+    """A command that has ended."""
+
+    def json(self) -> Any:
+        """Return the one JSON document on its standard output."""
+        assert self.stdout.strip(), f"status {self.returncode}, no output; {self.stderr}"
+        return json.loads(self.stdout)
+
+
+class Started:
+    """A command that runs, as the leader of a session of its own."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        """Keep the process."""
+        self.process = process
+
+    @property
+    def pid(self) -> int:
+        """Return the process id."""
+        return self.process.pid
+
+    def is_stopped(self) -> bool:
+        """Tell whether the process was stopped by SIGSTOP."""
+        assert self.process.poll() is None, self.process.communicate()
+        return _stat(self.pid)[0] == "T"
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the process alone."""
+        os.kill(self.pid, signum)
+
+    def family(self) -> set[int]:
+        """Return the processes of its session that are alive, whatever group they are in."""
+        pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+        return {pid for pid in pids if _belongs(pid, self.pid)}
+
+    def finish(self, *, timeout_s: float = TIMEOUT_S) -> Finished:
+        """Wait for the end; return what was printed."""
+        out, err = self.process.communicate(timeout=timeout_s)
+        return Finished(self.process.args, self.process.returncode, out, err)
+
+    def kill_all(self) -> None:
+        """Kill the process and all it started, and wait until they are gone."""
+        for pid in self.family():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self.process.poll() is None:
+            self.process.communicate(timeout=TIMEOUT_S)
+        eventually(lambda: not self.family())
+
+
+def _stat(pid: int) -> list[str]:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return ["X"]
+
+
+def _belongs(pid: int, session: int) -> bool:
+    state, *numbers = _stat(pid)
+    return state not in "XZ" and numbers[2] == str(session)
+
+
+class Manage:
+    """Runs ``manage.py``; everything it started and that still runs is killed at the end."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.started: list[Started] = []
+
+    def __call__(self, *arguments: str, env: Mapping[str, str] | None = None) -> Finished:
+        """Run a command to its end."""
+        return self.start(*arguments, env=env).finish()
+
+    def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> Started:
+        """Start a command and return at once."""
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", *arguments],
+            cwd=settings.BASE_DIR,
+            env=environment() | dict(env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(Started(process))
+        return self.started[-1]
+
+    def clean_up(self) -> None:
+        """Kill whatever still runs."""
+        for started in self.started:
+            started.kill_all()
+
+
+def database_url() -> str:
+    """Return the URL of the database the test uses."""
+    config = connection.settings_dict
+    if connection.vendor == "sqlite":
+        return f"sqlite:///{config['NAME']}"
+    login = f"{config['USER']}:{config['PASSWORD']}@{config['HOST']}:{config['PORT']}"
+    return f"mysql://{login}/{config['NAME']}"
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a process on the test's database and Redis."""
+    return {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "settings.base",
+        "DATABASE_URL": database_url(),
+        "REDIS_URL": settings.REDIS_URL,
+        "SECRET_KEY": settings.SECRET_KEY,
+        "DEBUG": "false",
+        "LOG_FORMAT": "json",
+    }
