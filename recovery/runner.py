@@ -202,14 +202,15 @@ def _close(run: Run, status: RunStatus, error: str) -> None:
         logger.warning("run_not_recorded", extra={"error": str(failure)})
     run.lease.drop_key()
     metrics.job_ran(run.job.name, duration_s=run.duration_s, failed=status is RunStatus.FAILED)
-    logger.info(
-        "run_finished" if run.counts or error else "run_idle",
-        extra={"status": status.value, "duration_s": round(run.duration_s, 3), **_facts(run)},
-    )
+    _log_end(run, status)
 
 
-def _facts(run: Run) -> dict[str, Any]:
-    return {"counts": dict(run.counts)} if run.counts else {}
+def _log_end(run: Run, status: RunStatus) -> None:
+    facts = {"status": status.value, "duration_s": round(run.duration_s, 3)}
+    if run.counts or status is RunStatus.FAILED:
+        logger.info("run_finished", extra={**facts, "counts": dict(run.counts)})
+    else:
+        logger.debug("run_idle", extra=facts)  # every few seconds, all day
 
 
 def _record(run: Run, status: RunStatus, error: str) -> None:
