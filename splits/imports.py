@@ -103,9 +103,7 @@ class Import:
         try:
             self._store_once(order, known)
         except KeyboardInterrupt:
-            # It may have come between the commit and the count.
-            if order.number not in known.orders and look_up([order]).orders:
-                self.imported = before + 1
+            self.imported = before + _was_committed(order, known)
             raise
         except (RefusedError, SplitError, outbox.LedgerError, ValidationError) as error:
             self._refuse(Fault(order.row, order.number, _text_of(error)))
@@ -147,6 +145,14 @@ class Import:
             lines = [lifecycle.NewLine(*line) for line in order.lines]
             created = lifecycle.create_order(number=order.number, source_lot=lot, lines=lines)
             return self.finalize and lifecycle.submit(created.pk)
+
+
+def _was_committed(order: PlannedOrder, known: Known) -> bool:
+    """Tell whether an order went in whose import was interrupted, perhaps after its commit."""
+    # The interruption may have hit Django's own book-keeping of the transaction: begin anew.
+    connection.close()
+    connection.connect()
+    return order.number not in known.orders and bool(look_up([order]).orders)
 
 
 def look_up(window: Sequence[PlannedOrder]) -> Known:
