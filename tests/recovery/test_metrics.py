@@ -1,0 +1,137 @@
+"""Counters of runs and samples of gauges."""
+
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from prometheus_client import REGISTRY
+
+from recovery import link, metrics, runner
+from recovery.clock import db_now
+from recovery.models import Job, JobRun, Sample
+from recovery.registry import Batch
+from tests.recovery.engine import NAME, register
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def gauges(monkeypatch):
+    """Return an empty registry of gauges."""
+    monkeypatch.setattr(metrics, "_gauges", {})
+    return metrics._gauges
+
+
+def counted(metric, **labels):
+    return REGISTRY.get_sample_value(metric, {"job": NAME, **labels}) or 0.0
+
+
+def samples():
+    return {(row.name, row.labels): row.value for row in Sample.objects.all()}
+
+
+def test_run_is_counted_and_timed(rung, monkeypatch):
+    register(monkeypatch)
+    metrics_of_runs = ("job_runs_total", "job_duration_seconds_count", "job_failures_total")
+    runs, durations, failures = map(counted, metrics_of_runs)
+    runner.run_job(NAME)
+    assert tuple(map(counted, metrics_of_runs)) == (runs + 1, durations + 1, failures)
+
+
+def test_skip_is_counted_by_reason(no_redis, monkeypatch):
+    register(monkeypatch)
+    Job.objects.filter(name=NAME).pause()
+    before = counted("job_skipped_total", reason="paused")
+    runner.run_job(NAME)
+    assert counted("job_skipped_total", reason="paused") == before + 1
+
+
+def test_switched_off_nothing_is_recorded(no_redis, monkeypatch, settings):
+    settings.METRICS_ENABLED = False
+    register(monkeypatch)
+    before = counted("job_runs_total")
+    runner.run_job(NAME)
+    assert counted("job_runs_total") == before
+    assert runner.run_job("metricsCollect").result["samples"] == 0
+    assert not Sample.objects.exists()
+
+
+def test_samples_replace_those_before_and_drop_those_gone(gauges):
+    values = {"a": 1.0, "b": 2.0}
+
+    @metrics.gauge("things")
+    def things():
+        """How many things there are."""
+        return [({"kind": kind}, value) for kind, value in values.items()]
+
+    metrics.store(metrics.collect())
+    first = Sample.objects.order_by("at").first().at
+    values.pop("b")
+    values.update(a=3.0, c=4.0)
+    assert metrics.store(metrics.collect()) == 2
+    assert samples() == {("things", '{"kind": "a"}'): 3.0, ("things", '{"kind": "c"}'): 4.0}
+    assert all(row.at >= first for row in Sample.objects.all())
+    assert metrics.all_gauges()[0].summary == "How many things there are."
+
+
+def test_labels_compare_byte_for_byte(gauges):
+    metrics.gauge("things")(lambda: [({"sku": "a1"}, 1.0), ({"sku": "A1"}, 2.0)])
+    metrics.store(metrics.collect())
+    metrics.store(metrics.collect())
+    assert sorted(samples().values()) == [1.0, 2.0]
+
+
+def test_collecting_job_stores_samples_and_prunes_old_runs(no_redis, settings):
+    settings.JOB_RUN_RETENTION_DAYS = 7
+    Job.objects.create(name=NAME)
+    for age_days in (6.9, 7.1):
+        run = JobRun.objects.create(job_id=NAME, fence=1, host="h", pid=1, status="ok")
+        started = db_now() - timedelta(days=age_days)
+        JobRun.objects.filter(pk=run.pk).update(started_at=started)
+    outcome = runner.run_job("metricsCollect")
+    assert outcome.result["runs_pruned"] == 1
+    assert JobRun.objects.filter(job_id=NAME).count() == 1
+    assert outcome.result["samples"] == Sample.objects.count() > 0
+
+
+def test_degraded_lock_is_a_gauge(redis_up):
+    assert metrics.job_lock_degraded() == [({}, 0.0)]
+    redis_up.kill()
+    with pytest.raises(link.RedisDownError):
+        link.call(lambda client: client.ping())
+    assert metrics.job_lock_degraded() == [({}, 1.0)]
+
+
+def test_embedded_mode_is_not_degraded(no_redis):
+    assert metrics.job_lock_degraded() == [({}, 0.0)]
+
+
+def test_heartbeat_age_grows_from_when_the_row_was_made(no_redis, monkeypatch):
+    register(monkeypatch)
+    Job.objects.update(created_at=db_now() - timedelta(days=1))
+    ((labels, never_ran),) = metrics.job_heartbeat_age_seconds()
+    assert labels == {"job": NAME}
+    assert never_ran == pytest.approx(86_400, abs=30)
+    runner.run_job(NAME)
+    ((_labels, ran),) = metrics.job_heartbeat_age_seconds()
+    assert ran < 60
+
+
+def test_lost_lease_stores_no_samples(no_redis, monkeypatch):
+    collect = metrics.collect
+
+    def lose_lease():
+        Job.objects.filter(name="metricsCollect").update(fence=99)
+        return collect()
+
+    monkeypatch.setattr(metrics, "collect", lose_lease)
+    assert runner.run_job("metricsCollect").status == "failed"
+    assert not Sample.objects.exists()
+    assert not connection.in_atomic_block
+
+
+def test_batch_without_counts_is_an_idle_run(no_redis, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    register(monkeypatch, lambda _run: Batch())
+    runner.run_job(NAME)
+    assert [r.getMessage() for r in caplog.records] == []

@@ -1,0 +1,296 @@
+"""Schedules: one row a job, ticks by the database's clock."""
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from django_q.models import Schedule
+
+from recovery import leases, registry, schedules
+from recovery.clock import db_now
+from recovery.models import Job
+from recovery.schedules import Ticker, cron_of, mend, next_slot
+from tests.recovery.engine import in_threads, row_held
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+OUTBOX = "processLedgerOutbox"
+NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+
+
+class Pushes:
+    """A broker that keeps what is pushed."""
+
+    list_key = "recovery"
+
+    def __init__(self):
+        self.tasks = []
+
+    def enqueue(self, task):
+        self.tasks.append(task)
+        return len(self.tasks)
+
+
+@pytest.fixture
+def pushes():
+    return Pushes()
+
+
+@pytest.fixture(autouse=True)
+def known_jobs():
+    schedules.ensure_rows()
+
+
+def warnings(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
+def outbox():
+    return Schedule.objects.get(name=OUTBOX)
+
+
+def due(name=OUTBOX, *, by_s=1.0):
+    Schedule.objects.filter(name=name).update(next_run=db_now() - timedelta(seconds=by_s))
+
+
+def only_outbox():
+    """Leave only the outbox's schedule due; the others far from their tick."""
+    for job in registry.all_jobs():
+        slot = next_slot(cron_of(job.period_s), db_now() + timedelta(seconds=job.period_s / 2))
+        Schedule.objects.filter(name=job.name).update(next_run=min(slot, db_now() + timedelta(days=1)))
+
+
+@pytest.mark.parametrize(
+    ("period_s", "cron"),
+    [
+        (1, "* * * * * */1"),
+        (10, "* * * * * */10"),
+        (15, "* * * * * */15"),
+        (30, "* * * * * */30"),
+        (60, "*/1 * * * * 0"),
+        (300, "*/5 * * * * 0"),
+        (3_600, "0 */1 * * * 0"),
+        (21_600, "0 */6 * * * 0"),
+        (86_400, "0 0 * * * 0"),
+    ],
+)
+def test_cron_line_has_six_fields_and_ticks_every_period(period_s, cron):
+    assert cron_of(period_s) == cron
+    first = next_slot(cron, NOW)
+    slots = [first]
+    for _ in range(70):
+        slots.append(next_slot(cron, slots[-1]))
+    gaps = {later - earlier for earlier, later in zip(slots, slots[1:], strict=False)}
+    assert gaps == {timedelta(seconds=period_s)}
+    assert first.timestamp() % period_s == 0, "all hosts agree on the slots"
+
+
+@pytest.mark.parametrize("period_s", [7, 45, 90, 7 * 60, 5 * 3_600, 2 * 86_400])
+def test_uneven_period_is_refused(period_s):
+    with pytest.raises(ValueError, match="evenly"):
+        cron_of(period_s)
+
+
+def test_each_job_gets_one_schedule():
+    mend()
+    found = {row.name: row for row in Schedule.objects.all()}
+    assert sorted(found) == [job.name for job in registry.all_jobs()]
+    row = found[OUTBOX]
+    assert (row.func, row.args, row.repeats, row.schedule_type) == (
+        "recovery.runner.run_task", "('processLedgerOutbox',)", -1, "C",
+    )  # fmt: skip
+    assert row.cron == "* * * * * */10"
+    assert db_now() < row.next_run <= db_now() + timedelta(seconds=10)
+
+
+def test_mending_what_is_in_step_changes_nothing(caplog):
+    mend()
+    before = list(Schedule.objects.order_by("pk").values())
+    caplog.set_level("INFO")
+    caplog.clear()
+    mend()
+    assert list(Schedule.objects.order_by("pk").values()) == before
+    assert not caplog.records
+
+
+def test_duplicates_are_removed_and_the_tick_kept():
+    mend()
+    due(by_s=3)
+    kept = outbox()
+    Schedule.objects.create(name=OUTBOX, func=kept.func, args=kept.args, cron=kept.cron)
+    mend()
+    assert (outbox().pk, outbox().next_run) == (kept.pk, kept.next_run)
+
+
+def test_tick_is_kept_when_anything_but_the_cron_was_changed():
+    mend()
+    due(by_s=3)
+    kept = outbox().next_run
+    Schedule.objects.filter(name=OUTBOX).update(repeats=5, args="('other',)", hook="x.y")
+    mend()
+    row = outbox()
+    assert row.next_run == kept
+    assert (row.repeats, row.args, row.hook) == (-1, "('processLedgerOutbox',)", None)
+
+
+def test_changed_period_moves_the_tick(settings):
+    mend()
+    settings.JOB_OUTBOX_PERIOD_SEC = 3_600
+    mend()
+    row = outbox()
+    assert row.cron == "0 */1 * * * 0"
+    assert row.next_run == next_slot(row.cron, db_now())
+
+
+def test_missing_tick_is_set_again():
+    mend()
+    Schedule.objects.filter(name=OUTBOX).update(next_run=None)
+    mend()
+    assert outbox().next_run is not None
+
+
+def test_schedule_of_a_job_no_longer_registered_is_dropped():
+    mend()
+    Schedule.objects.create(name="gone", func=schedules.TASK, args="('gone',)")
+    Schedule.objects.create(name="theirs", func="math.floor", args="1.5")
+    mend()
+    names = set(Schedule.objects.values_list("name", flat=True))
+    assert "gone" not in names
+    assert "theirs" in names, "what other apps schedule is theirs"
+
+
+def test_missing_rows_are_made():
+    Job.objects.all().delete()
+    mend()
+    assert set(Job.objects.values_list("name", flat=True)) == {
+        job.name for job in registry.all_jobs()
+    }
+
+
+def test_two_hosts_mending_at_once_make_one_row_a_job():
+    errors = [result for result in in_threads(*[mend] * 4) if result is not None]
+    assert errors == []
+    mend()
+    names = list(Schedule.objects.values_list("name", flat=True))
+    assert sorted(names) == [job.name for job in registry.all_jobs()]
+
+
+@pytest.mark.mariadb
+def test_hung_holder_of_a_row_keeps_nobody_from_mending_the_others(monkeypatch):
+    monkeypatch.setattr(leases, "PATIENCE_S", (0.01,))
+    with row_held(OUTBOX):
+        mend()
+        assert not Schedule.objects.filter(name=OUTBOX).exists()
+        assert Schedule.objects.count() == len(registry.all_jobs()) - 1
+    mend()
+    assert Schedule.objects.filter(name=OUTBOX).count() == 1
+
+
+def test_tick_starts_what_is_due_once_and_moves_on_to_the_next_slot(pushes):
+    mend()
+    only_outbox()
+    due()
+    ticker = Ticker(pushes)
+    assert ticker.tick()
+    assert ticker.tick()
+    assert (len(pushes.tasks), ticker.ticks) == (1, 1)
+    assert outbox().next_run == next_slot("* * * * * */10", db_now())
+
+
+def test_nothing_due_is_no_tick(pushes):
+    mend()
+    ticker = Ticker(pushes)
+    only_outbox()
+    Schedule.objects.update(next_run=db_now() + timedelta(seconds=5))
+    assert ticker.tick()
+    assert (pushes.tasks, ticker.ticks) == ([], 0)
+
+
+def test_second_without_a_tick_costs_two_queries(pushes, django_assert_num_queries):
+    mend()
+    Schedule.objects.update(next_run=db_now() + timedelta(seconds=5))
+    with django_assert_num_queries(2):
+        Ticker(pushes).tick()
+
+
+def test_missed_ticks_are_one(pushes):
+    mend()
+    only_outbox()
+    due(by_s=3_600)
+    ticker = Ticker(pushes)
+    for _ in range(3):
+        ticker.tick()
+    assert len(pushes.tasks) == 1
+    assert outbox().next_run > db_now() - timedelta(seconds=1)
+
+
+def test_two_hosts_ticking_at_once_start_it_once():
+    mend()
+    only_outbox()
+    due()
+    both = Pushes(), Pushes()
+    in_threads(*[Ticker(pushes).tick for pushes in both])
+    assert sum(len(pushes.tasks) for pushes in both) == 1
+
+
+def test_tick_set_far_ahead_is_pulled_back(pushes, caplog):
+    mend()
+    Schedule.objects.filter(name=OUTBOX).update(next_run=db_now() + timedelta(hours=2))
+    Ticker(pushes).tick()
+    assert outbox().next_run <= db_now() + timedelta(seconds=10)
+    assert warnings(caplog) == ["tick_pulled_back"]
+
+
+def test_tick_one_period_ahead_is_left(pushes):
+    mend()
+    ahead = db_now() + timedelta(seconds=10)
+    Schedule.objects.filter(name=OUTBOX).update(next_run=ahead)
+    Ticker(pushes).tick()
+    assert abs(outbox().next_run - ahead) < timedelta(milliseconds=1)
+
+
+def test_pulling_back_a_tick_another_host_moved_meanwhile_changes_nothing():
+    mend()
+    seen = [(outbox().pk, OUTBOX, db_now() + timedelta(hours=2))]
+    kept = outbox().next_run
+    schedules.pull_back(db_now(), seen)
+    assert outbox().next_run == kept
+
+
+@pytest.mark.parametrize("off_s", [-7_200, -1.5, 1.5, 7_200])
+def test_host_whose_clock_is_off_leaves_the_tick_and_says_it_once(
+    pushes, monkeypatch, caplog, off_s
+):
+    mend()
+    due()
+    ticker = Ticker(pushes)
+    right = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr(schedules.time, "time", lambda: right() + off_s)
+        assert [ticker.tick() for _ in range(3)] == [False] * 3
+        assert pushes.tasks == []
+        assert warnings(caplog) == ["clock_off"]
+    assert ticker.tick()
+    assert pushes.tasks
+
+
+@pytest.mark.parametrize("off_s", [-0.8, 0.8])
+def test_host_within_a_second_ticks(pushes, monkeypatch, off_s):
+    mend()
+    due()
+    right = time.time
+    monkeypatch.setattr(schedules.time, "time", lambda: right() + off_s)
+    assert Ticker(pushes).tick()
+
+
+def test_tick_with_redis_down_queues_in_the_table(redis_up):
+    from django_q.brokers import get_broker
+    from django_q.models import OrmQ
+
+    mend()
+    only_outbox()
+    due()
+    redis_up.kill()
+    Ticker(get_broker()).tick()
+    assert OrmQ.objects.count() == 1
+    assert outbox().next_run > db_now()
