@@ -5,10 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from django.conf import settings
 from django.db import connection
@@ -30,9 +31,20 @@ class Finished(subprocess.CompletedProcess[str]):
 class Started:
     """A command that runs, as the leader of a session of its own."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        """Keep the process."""
-        self.process = process
+    def __init__(self, arguments: Sequence[str], env: Mapping[str, str]) -> None:
+        """Start it; what it prints goes to files, since a full pipe would hang it."""
+        # Append mode: reading moves the offset that the process would otherwise write at.
+        self.out, self.err = (tempfile.TemporaryFile("a+", encoding="utf-8") for _ in range(2))
+        self.process = subprocess.Popen(
+            arguments,
+            cwd=settings.BASE_DIR,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=self.out,
+            stderr=self.err,
+            text=True,
+            start_new_session=True,
+        )
 
     @property
     def pid(self) -> int:
@@ -41,7 +53,7 @@ class Started:
 
     def is_stopped(self) -> bool:
         """Tell whether the process was stopped by SIGSTOP."""
-        assert self.process.poll() is None, self.process.communicate()
+        assert self.process.poll() is None, self.printed()
         return _stat(self.pid)[0] == "T"
 
     def signal(self, signum: int) -> None:
@@ -55,17 +67,27 @@ class Started:
 
     def finish(self, *, timeout_s: float = TIMEOUT_S) -> Finished:
         """Wait for the end; return what was printed."""
-        out, err = self.process.communicate(timeout=timeout_s)
-        return Finished(self.process.args, self.process.returncode, out, err)
+        self.process.wait(timeout=timeout_s)
+        return Finished(self.process.args, self.process.returncode, *self.printed())
+
+    def printed(self) -> tuple[str, str]:
+        """Return what was printed so far, on standard output and standard error."""
+        return _read(self.out), _read(self.err)
 
     def kill_all(self) -> None:
         """Kill the process and all it started, and wait until they are gone."""
         for pid in self.family():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if self.process.poll() is None:
-            self.process.communicate(timeout=TIMEOUT_S)
+        self.process.wait(timeout=TIMEOUT_S)
         eventually(lambda: not self.family())
+        self.out.close()
+        self.err.close()
+
+
+def _read(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 def _stat(pid: int) -> list[str]:
@@ -92,17 +114,8 @@ class Manage:
 
     def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> Started:
         """Start a command and return at once."""
-        process = subprocess.Popen(
-            [sys.executable, "manage.py", *arguments],
-            cwd=settings.BASE_DIR,
-            env=environment() | dict(env or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.started.append(Started(process))
+        command = [sys.executable, "manage.py", *arguments]
+        self.started.append(Started(command, environment() | dict(env or {})))
         return self.started[-1]
 
     def clean_up(self) -> None:

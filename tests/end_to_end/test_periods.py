@@ -1,0 +1,127 @@
+"""Two clusters on one database keep the default periods, each tick once.
+
+``SOAK=1`` watches for five minutes on whichever stack; else one on production's alone.
+"""
+
+import os
+import signal
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from django.conf import settings
+from django.db import connection
+
+from recovery import registry
+from recovery.clock import db_now
+from recovery.models import JobRun
+from tests.waiting import eventually
+
+SOAK = os.environ.get("SOAK") == "1"
+WATCH_S = 300 if SOAK else 65
+TOLERANCE_S = 1.0
+EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
+QUIET = {"LOG_LEVEL": "WARNING"}
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.timeout(WATCH_S + 180),
+]
+
+
+@pytest.fixture
+def clusters(manage):
+    """Return what starts two clusters and waits until both guard."""
+
+    def start():
+        started = [manage.start("qcluster", "--json", env=QUIET) for _ in range(2)]
+        for cluster in started:
+            eventually(lambda cluster=cluster: len(cluster.family()) >= members())
+        return started
+
+    return start
+
+
+def members():
+    """Return how many processes a cluster has: parent, sentinel, workers, monitor, pusher."""
+    return settings.Q_CLUSTER["workers"] + 4
+
+
+def stop(clusters):
+    for cluster in clusters:
+        cluster.signal(signal.SIGTERM)
+    for cluster in clusters:
+        finished = cluster.finish()
+        assert finished.returncode == 0, finished.stderr
+        assert not cluster.family()
+        assert finished.json()["restarts"] == 0
+        assert finished.stderr == "", "nothing to warn of"
+
+
+def wait_until(moment):
+    eventually(lambda: db_now() >= moment, deadline_s=WATCH_S + 60)
+
+
+def slot_at_or_before(moment, period_s):
+    return moment - (moment - EPOCH) % timedelta(seconds=period_s)
+
+
+def slots(period_s, start, end):
+    """Return the regular ticks after ``start`` up to ``end``."""
+    first = slot_at_or_before(start, period_s) + timedelta(seconds=period_s)
+    count = max(0, (end - first) // timedelta(seconds=period_s) + 1)
+    return [first + timedelta(seconds=period_s * number) for number in range(count)]
+
+
+def starts_of(job, since):
+    runs = JobRun.objects.filter(job_id=job.name, started_at__gte=since).order_by("started_at")
+    return list(runs.values_list("started_at", flat=True))
+
+
+@pytest.mark.skipif(
+    not SOAK and (connection.vendor == "sqlite" or not settings.REDIS_URL),
+    reason="one stack is enough: production's (SOAK=1 watches here too)",
+)
+def test_two_clusters_keep_the_default_periods_and_start_each_tick_once(clusters, capsys):
+    started = clusters()
+    begin = db_now()
+    end = begin + timedelta(seconds=WATCH_S)
+    wait_until(end + timedelta(seconds=TOLERANCE_S))
+    stop(started)
+    report = []
+    for job in registry.all_jobs():
+        expected = slots(job.period_s, begin, end)
+        runs = [at for at in starts_of(job, begin) if expected and expected[0] <= at <= end]
+        late_s = [(at - slot_at_or_before(at, job.period_s)).total_seconds() for at in runs]
+        per_slot = Counter(slot_at_or_before(at, job.period_s) for at in runs)
+        assert per_slot == Counter(expected), f"{job.name}: a tick was missed or doubled"
+        assert all(late < TOLERANCE_S for late in late_s), f"{job.name}: late by {late_s}"
+        if runs:
+            mean_s = sum(late_s) / len(runs)
+            report.append(
+                f"{job.name} every {job.period_s} s: {len(runs)} runs,"
+                f" mean {mean_s:.3f} s, worst {max(late_s):.3f} s after the slot"
+            )
+    assert JobRun.objects.exclude(status="ok").count() == 0
+    with capsys.disabled():
+        print("", *report, sep="\n  ")  # noqa: T201 - the figures of a soak
+
+
+def test_missed_ticks_are_one_run_after_a_standstill(clusters):
+    outbox = registry.get("processLedgerOutbox")
+    first = clusters()
+    eventually(lambda: JobRun.objects.filter(job_id=outbox.name, status="ok").exists())
+    stop(first)
+    stopped = db_now()
+    wait_until(stopped + timedelta(seconds=2 * outbox.period_s + 1))
+    restarted = db_now()
+    second = clusters()
+    eventually(lambda: len(starts_of(outbox, stopped)) >= 2)
+    stop(second)
+    for job in registry.all_jobs():
+        missed = slots(job.period_s, stopped, restarted)
+        if not missed:
+            continue
+        catch_up, *later = starts_of(job, stopped)
+        regular = slot_at_or_before(catch_up, job.period_s) + timedelta(seconds=job.period_s)
+        assert all(at >= regular for at in later), f"{job.name} was run again for a missed tick"
