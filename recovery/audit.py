@@ -24,7 +24,6 @@ def cli_actor() -> str:
     try:
         return f"cli:{getpass.getuser()}"
     except (OSError, KeyError):  # a container's user may have no name
-
         return f"cli:{os.getuid()}"
 
 

@@ -78,7 +78,9 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> l
 
 
 @register(Tags.security, deploy=True)
-def check_faultpoints(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> list[CheckMessage]:
+def check_faultpoints(
+    app_configs: Sequence[AppConfig] | None, **_kwargs: Any
+) -> list[CheckMessage]:
     """Warn of fault points in production."""
     if not settings.RECOVERY_FAULTPOINTS:
         return []
@@ -98,7 +100,7 @@ def check_database(
     """Check the session of each database in use: isolation, clock, character set."""
     found: list[CheckMessage] = []
     for alias in databases or ():
-        connection = connections[alias]
+        connection: Any = connections[alias]  # its vendor's own attributes are not declared
         if connection.vendor != "mysql":
             continue
         with connection.cursor() as cursor:

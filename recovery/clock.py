@@ -1,6 +1,7 @@
 """The database's clock, which decides what is due, stuck or expired on every host."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from django.db import connection
 from django.db.models import DateTimeField, ExpressionWrapper, Value
@@ -21,7 +22,7 @@ def db_now() -> datetime:
     return naive.replace(tzinfo=UTC)
 
 
-def seconds_from_now(seconds: float) -> ExpressionWrapper:
+def seconds_from_now(seconds: float) -> "ExpressionWrapper[Any]":
     """Return an expression for the database's time plus ``seconds`` (which may be negative)."""
     return ExpressionWrapper(
         Now() + Value(timedelta(seconds=seconds)), output_field=DateTimeField()

@@ -42,7 +42,7 @@ def faultpoint(name: str) -> None:
 
 
 def _faults() -> list[Fault]:
-    global _plan, _planned_for  # noqa: PLW0603
+    global _plan, _planned_for
     if settings.RECOVERY_FAULTPOINTS != _planned_for:
         _plan = parse(settings.RECOVERY_FAULTPOINTS)
         _planned_for = settings.RECOVERY_FAULTPOINTS
@@ -51,7 +51,7 @@ def _faults() -> list[Fault]:
 
 def forget() -> None:
     """Forget the plan and the visits counted; the next visit is the first again."""
-    global _plan, _planned_for  # noqa: PLW0603
+    global _plan, _planned_for
     _plan, _planned_for = [], ""
 
 

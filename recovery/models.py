@@ -2,7 +2,7 @@
 
 import uuid
 from datetime import datetime
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 from django.db import models
 from django.db.models import F, Q
@@ -11,6 +11,8 @@ from django.utils.translation import gettext_lazy as _
 
 from recovery.clock import seconds_from_now
 from recovery.fields import KeyField
+
+T = TypeVar("T", bound=models.Model, covariant=True)
 
 ERROR_MAX_LENGTH = 4_000
 
@@ -143,7 +145,12 @@ class JobRunQuerySet(models.QuerySet["JobRun"]):
         return self.update(status=RunStatus.DIED, finished_at=Now())
 
     def finish(
-        self, *, status: str, counts: dict[str, Any], error: str, finished_at: datetime | None = None
+        self,
+        *,
+        status: str,
+        counts: dict[str, Any],
+        error: str,
+        finished_at: datetime | None = None,
     ) -> None:
         """Record how a run that is still running ended."""
         self.filter(status=RunStatus.RUNNING).update(
@@ -176,7 +183,9 @@ class JobRun(models.Model):
     fence = models.BigIntegerField(_("fence"))
     host = models.CharField(_("host"), max_length=200)
     pid = models.IntegerField(_("process"))
-    status = models.CharField(_("status"), max_length=10, choices=RunStatus, default=RunStatus.RUNNING)
+    status = models.CharField(
+        _("status"), max_length=10, choices=RunStatus, default=RunStatus.RUNNING
+    )
     started_at = models.DateTimeField(_("started at"), db_default=Now())
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
     counts = models.JSONField(_("counts"), default=dict, blank=True)
@@ -214,7 +223,7 @@ class AppendOnlyError(TypeError):
         super().__init__(type(self).__doc__)
 
 
-class AppendOnlyQuerySet(models.QuerySet[Any]):
+class AppendOnlyQuerySet(models.QuerySet[T]):
     """Rows that can be added and read."""
 
     def update(self, **_kwargs: Any) -> NoReturn:

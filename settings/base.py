@@ -129,7 +129,7 @@ MYSQL_OPTIONS: dict[str, Any] = {
 
 def database(url: str) -> dict[str, Any]:
     """Return Django's settings of the database at ``url``; empty: a SQLite file under var/."""
-    config = dict(dj_database_url.parse(url or f"sqlite:///{VAR_DIR / 'db.sqlite3'}"))
+    config: dict[str, Any] = {**dj_database_url.parse(url or f"sqlite:///{VAR_DIR / 'db.sqlite3'}")}
     options: dict[str, Any] = dict(config.get("OPTIONS") or {})
     if url.startswith("mysql:"):
         config |= {"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}
@@ -159,7 +159,7 @@ def cache(url: str) -> dict[str, Any]:
             "SOCKET_CONNECT_TIMEOUT": REDIS_TIMEOUT_SEC,
             "SOCKET_TIMEOUT": REDIS_TIMEOUT_SEC,
             "IGNORE_EXCEPTIONS": True,
-            # redis-py retries ten times unless told not to: a hung server would hold its caller 14 s.
+            # redis-py retries ten times unless told not to: a hung server held its caller 14 s.
             "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0)},
         },
     }

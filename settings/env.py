@@ -9,7 +9,16 @@ from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
-OWN_PREFIXES = ("JOB_", "SPLIT_", "AUDIT_", "OUTBOX_", "METRICS_", "IMPORT_", "QCLUSTER_", "RECOVERY_")
+OWN_PREFIXES = (
+    "JOB_",
+    "SPLIT_",
+    "AUDIT_",
+    "OUTBOX_",
+    "METRICS_",
+    "IMPORT_",
+    "QCLUSTER_",
+    "RECOVERY_",
+)
 SPELLING_CUTOFF = 0.85
 SHOWN_VALUE_CHARS = 80
 
@@ -63,9 +72,8 @@ class Env:
 
     def boolean(self, key: str, *, default: bool) -> bool:
         """Return a truth value: true/false, yes/no, on/off, 1/0."""
-        words = {w: True for w in ("true", "yes", "on", "1")} | {
-            w: False for w in ("false", "no", "off", "0")
-        }
+        words = dict.fromkeys(("true", "yes", "on", "1"), True)
+        words |= dict.fromkeys(("false", "no", "off", "0"), False)
 
         def parse(raw: str) -> bool:
             if raw.lower() not in words:
@@ -113,7 +121,7 @@ class Env:
         return [item.strip() for item in raw.split(",") if item.strip()] if raw else list(default)
 
     def period(self, key: str, default: int) -> int:
-        """Return a period in seconds that divides a minute, an hour (in minutes) or a day (in hours).
+        """Return a period in seconds that divides a minute, an hour or a day.
 
         Such periods can be written as a cron line whose ticks are evenly spaced.
         """
@@ -125,7 +133,10 @@ class Env:
             return seconds
 
         return self._parsed(
-            key, default, parse, "seconds that divide a minute, whole minutes an hour, or whole hours a day"
+            key,
+            default,
+            parse,
+            "seconds that divide a minute, whole minutes an hour, or whole hours a day",
         )
 
     def url(self, key: str, schemes: Iterable[str], example: str) -> str:

@@ -83,7 +83,9 @@ class Lot(models.Model):
             models.Index(fields=["root_code"], name="lot_root"),
         ]
         constraints = [
-            models.CheckConstraint(condition=Q(status__in=LotStatus.values), name="lot_status_known"),
+            models.CheckConstraint(
+                condition=Q(status__in=LotStatus.values), name="lot_status_known"
+            ),
             models.CheckConstraint(condition=Q(quantity__gt=0), name="lot_quantity_positive"),
         ]
         verbose_name = _("lot")

@@ -32,7 +32,9 @@ class SplitOrder(models.Model):
         editable=False,
         related_name="live_order",
         verbose_name=_("lot held"),
-        help_text=_("The source lot until the order is cancelled or reversed: one live order a lot."),
+        help_text=_(
+            "The source lot until the order is cancelled or reversed: one live order a lot."
+        ),
     )
     status = models.CharField(
         _("status"), max_length=12, choices=OrderStatus, default=OrderStatus.DRAFT

@@ -75,9 +75,7 @@ class StuckSighting(models.Model):
 
         ordering = ["-id"]
         indexes = [models.Index(fields=["seen_at"], name="sighting_seen_at")]
-        constraints = [
-            models.UniqueConstraint(fields=["order_ref", "epoch"], name="sighting_once")
-        ]
+        constraints = [models.UniqueConstraint(fields=["order_ref", "epoch"], name="sighting_once")]
         verbose_name = _("stuck sighting")
         verbose_name_plural = _("stuck sightings")
 
