@@ -197,10 +197,10 @@ def create_received(order: PlannedOrder, lot: Lot, *, ready: bool) -> None:
     Does in two statements what lifecycle.create_order and submit do in eight.
     """
     state = {"status": OrderStatus.READY, "next_finalize_at": Now()} if ready else {}
-    created = SplitOrder.objects.create(
-        number=order.number, source_lot=lot, live_lot=lot, **state
+    created = SplitOrder.objects.create(number=order.number, source_lot=lot, live_lot=lot, **state)
+    SplitLine.objects.bulk_create(
+        SplitLine(order=created, **line._asdict()) for line in order.lines
     )
-    SplitLine.objects.bulk_create(SplitLine(order=created, **line._asdict()) for line in order.lines)
     if ready:
         wake_on_commit(lifecycle.FINALIZE_JOB)
 
@@ -212,9 +212,7 @@ def _require_same_lot(board: Board, lot: Lot) -> None:
         raise RefusedError(f"lot {lot.code} exists with other content: {difference}")
 
 
-def _require_same(
-    order: PlannedOrder, existing: SplitOrder, lines: Sequence[PlannedLine]
-) -> None:
+def _require_same(order: PlannedOrder, existing: SplitOrder, lines: Sequence[PlannedLine]) -> None:
     difference = _difference(order.board, existing.source_lot)
     if not difference and tuple(lines) != order.lines:
         there = {line.line: line for line in lines}

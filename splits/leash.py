@@ -25,9 +25,7 @@ def run(command: Sequence[str]) -> int:
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
-    child = subprocess.Popen(  # noqa: S603 - the caller's own command
-        command, stdin=subprocess.DEVNULL, start_new_session=True
-    )
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     while child.poll() is None and not stop_asked and _is_held():
         pass
     return _end(child)

@@ -25,7 +25,7 @@ ZERO = Decimal(0)
 
 
 def check_transactions(report: Report) -> dict[int, Decimal]:
-    """Check that each transaction balances and is what its entry said; return sums by account id."""
+    """Check that transactions balance and are what entries said; return sums by account id."""
     totals: dict[int, Decimal] = {}
     for window in windows(Transaction):
         moved = moved_by(window)
@@ -95,7 +95,7 @@ def _check_against_entries(
 
 
 def check_entries(report: Report) -> Changes:
-    """Check each entry against the ledger and its origin; return what is not posted, but should be."""
+    """Check each entry against ledger and origin; return what is to be posted yet."""
     under_way: Changes = {}
     columns = ("pk", "event_key", "event_type", "aggregate", "payload", "content_hash", "status")
     for window in windows(OutboxEntry):
@@ -144,7 +144,8 @@ def _check_entry(report: Report, row: Mapping[str, Any], *, is_posted: bool) -> 
             target,
             expected="posted",
             found=f"dead after {row['attempts']} attempts: {row['last_error_code'] or 'no code'}",
-            repair=f"manage.py dlq show {entry_id}, mend the cause, manage.py dlq redrive --id {entry_id}",
+            repair=f"mend the cause (manage.py dlq show {entry_id}),"
+            f" then manage.py dlq redrive --id {entry_id}",
         )
     elif status == EntryStatus.PENDING:
         report.in_flight += not is_posted
@@ -216,7 +217,9 @@ def check_accounts(
     """Check balances against postings, and stock against the available lots of its SKU."""
     for window in windows(Account):
         rows = list(
-            Account.objects.filter(window).order_by("pk").values_list("pk", "code", "unit", "balance")
+            Account.objects.filter(window)
+            .order_by("pk")
+            .values_list("pk", "code", "unit", "balance")
         )
         for pk, code, unit, balance in rows:
             total = posted.pop(pk, ZERO)
@@ -259,5 +262,3 @@ def _check_stock(
         found=f"{quantity_text(total)} posted, {quantity_text(coming)} under way",
         repair="count the lots of this SKU; publish an adjustment, or correct the lots",
     )
-
-

@@ -51,9 +51,7 @@ def _add_available(available: Changes, window: Q) -> None:
         available[key] = available.get(key, ZERO) + total
 
 
-def _check_receipts(
-    report: Report, under_way: Changes, roots: Collection[dict[str, Any]]
-) -> None:
+def _check_receipts(report: Report, under_way: Changes, roots: Collection[dict[str, Any]]) -> None:
     keys = {row["pk"]: f"{LOT_PREFIX}{row['code']}{RECEIVED_SUFFIX}" for row in roots}
     known = traces(keys.values())
     for row in roots:

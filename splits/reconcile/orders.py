@@ -142,7 +142,7 @@ def _check_steps(report: Report, facts: Facts) -> None:
             facts.target,
             expected=", ".join(name.value for name in reached),
             found=f"not recorded: {', '.join(missing)}",
-            repair="check that the steps' effects are there, then add the missing splits_finalizestep rows",
+            repair="check that their effects are there, then add the rows in splits_finalizestep",
         )
 
 
@@ -174,7 +174,7 @@ def _check_outputs(report: Report, facts: Facts) -> None:
             expected=_pieces_text({*expected} - {*found}, len(expected)),
             found=_pieces_text({*found} - {*expected}, len(found))
             + (f", {sum(cancelled)} cancelled" if any(cancelled) else ""),
-            repair="correct the lots so that they are what the order's lines say, or reverse the order",
+            repair="correct the lots to what the order's lines say, or reverse the order",
         )
 
 
@@ -190,9 +190,7 @@ def _pieces_text(pieces: set[Piece], total: int) -> str:
     return f"{total} lots" + (f", among them {'; '.join(shown)}" if shown else "")
 
 
-def _check_ledger(
-    report: Report, facts: Facts, known: Mapping[str, Trace]
-) -> Iterator[Changes]:
+def _check_ledger(report: Report, facts: Facts, known: Mapping[str, Trace]) -> Iterator[Changes]:
     """Check the order's entries; yield the changes that are in no entry."""
     if facts.reached(StepName.POST_LEDGER):
         key = facts.order.event_key
@@ -236,4 +234,4 @@ def _check_trace(
 def _republish(trace: Trace) -> str:
     if trace.entry_id is None:
         return "publish it: splits.steps.post_ledger(order) in a transaction, from manage.py shell"
-    return f"publish the movement of discarded entry {trace.entry_id} under a new key, or reverse by hand"
+    return f"publish the movement of discarded entry {trace.entry_id} under a new key"

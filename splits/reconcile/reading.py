@@ -29,7 +29,7 @@ BEGIN = {
 
 @contextmanager
 def snapshot() -> Iterator[None]:
-    """Let every statement inside see the database as it is now; inside a transaction, as that does."""
+    """Let every statement inside see the database as it is now."""
     if connection.in_atomic_block:
         yield
         return

@@ -37,7 +37,7 @@ def test_sum_of_many_small_quantities_is_exact():
     assert total() == Decimal(300)
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite alone adds floats")
+@pytest.mark.sqlite
 def test_plain_sum_on_sqlite_is_what_this_is_for():
     make("123456789.012345", *["0.1"] * 1_000)
     plain = Lot.objects.aggregate(total=Sum("quantity"))["total"]
@@ -52,8 +52,10 @@ def test_sum_of_nothing_is_none():
 def test_sums_by_group_with_other_aggregates():
     make("0.1", "0.2", sku="A")
     make("5", sku="B")
-    rows = Lot.objects.order_by("sku").values_list("sku").annotate(
-        total=ExactSum("quantity"), lots=Count("pk")
+    rows = (
+        Lot.objects.order_by("sku")
+        .values_list("sku")
+        .annotate(total=ExactSum("quantity"), lots=Count("pk"))
     )
     assert list(rows) == [("A", Decimal("0.3"), 2), ("B", Decimal(5), 1)]
 

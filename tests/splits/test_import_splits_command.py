@@ -13,7 +13,6 @@ import pytest
 from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import CommandError
-from django.db import connection
 
 from splits.models import Lot, SplitLine, SplitOrder
 from tests.splits.plans import HEAD, order, plan, row
@@ -233,7 +232,7 @@ def peak_memory(path, chunks):
     return int(done.stderr.split()[-1]), head
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="makes its own database")
+@pytest.mark.sqlite
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("shape", [one_line, one_order, bad_rows, good_orders])
 def test_memory_does_not_grow_with_the_file(tmp_path, shape):

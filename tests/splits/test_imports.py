@@ -4,7 +4,7 @@ import io
 from decimal import Decimal
 
 import pytest
-from django.db import DatabaseError, OperationalError, connection
+from django.db import DatabaseError, OperationalError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -203,7 +203,7 @@ def test_bad_row_is_refused_with_its_number_and_the_others_go_in(bad, reason):
     assert Lot.objects.count() == OutboxEntry.objects.count() == 2
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite keeps decimals as floats")
+@pytest.mark.sqlite
 def test_sqlite_refuses_what_it_would_round():
     big = "123456789012345.6"
     _task, faults = imported(plan(row(board_quantity=big, quantity=big)))
@@ -268,7 +268,9 @@ def test_more_than_999_rows_refuse_the_order_once():
 def test_wrong_header_refuses_the_whole_file(data, reason):
     task, faults = imported(data)
     assert task.imported == 0
-    assert [(line, number, reason in message) for line, number, message in faults] == [(1, "", True)]
+    assert [(line, number, reason in message) for line, number, message in faults] == [
+        (1, "", True)
+    ]
 
 
 @pytest.mark.parametrize(

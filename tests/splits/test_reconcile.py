@@ -139,7 +139,7 @@ def test_child_that_is_split_again_agrees(posted):
 @pytest.mark.parametrize("steps", range(6))
 def test_finalization_that_was_cut_after_any_step_agrees(steps):
     imported(plan(*order("SO-1")), finalize=True)
-    cut = ("before_finish" if steps == 5 else f"before_step.{list(StepName)[steps].value}")
+    cut = "before_finish" if steps == 5 else f"before_step.{list(StepName)[steps].value}"
     process = manage("finalize", "SO-1", RECOVERY_FAULTPOINTS=f"finalize.{cut}=crash")
     process.communicate(timeout=60)
     assert process.returncode == -9
@@ -286,7 +286,9 @@ def test_child_lot_with_another_quantity(posted):
 def test_child_lots_before_their_step(posted):
     imported(plan(*order("SO-3")))
     third = SplitOrder.objects.get(number="SO-3")
-    LotFactory(code="B-SO-3-001", sku="OAK-S", quantity="4.5", parent_order=third, root_code="B-SO-3")
+    LotFactory(
+        code="B-SO-3-001", sku="OAK-S", quantity="4.5", parent_order=third, root_code="B-SO-3"
+    )
     publish("by-hand:1", ("stock:OAK-S", "4.5"), ("external:receipts", "-4.5"))
     assert found() == [("child_lots_differ_from_lines", "split-order:SO-3")]
 
@@ -356,9 +358,7 @@ def test_postings_on_other_accounts_than_the_entry_s(posted):
         odd.pk,
     )
     sql("UPDATE ledger_account SET balance = balance - 1 WHERE code = 'external:receipts'")
-    assert found() == [
-        ("transaction_content_differs_from_entry", f"transaction:{odd.pk} odd:1")
-    ]
+    assert found() == [("transaction_content_differs_from_entry", f"transaction:{odd.pk} odd:1")]
 
 
 def test_payload_that_was_changed_by_hand(posted):
@@ -392,9 +392,7 @@ def test_step_that_is_missing_before_a_later_one(orders):
     first = SplitOrder.objects.get(number="SO-1")
     sql("UPDATE splits_splitorder SET status = 'failed' WHERE id = %s", first.pk)
     assert found() == []
-    sql(
-        "DELETE FROM splits_finalizestep WHERE order_id = %s AND name = 'create_outputs'", first.pk
-    )
+    sql("DELETE FROM splits_finalizestep WHERE order_id = %s AND name = 'create_outputs'", first.pk)
     assert found() == [("steps_missing", "split-order:SO-1")]
 
 
@@ -437,9 +435,13 @@ def test_statements_grow_with_windows_not_with_rows(orders):
 def test_windows_cover_every_row_once():
     for _ in range(7):
         LotFactory()
-    found = [list(Lot.objects.filter(part).values_list("pk", flat=True)) for part in windows(Lot, 3)]
+    found = [
+        list(Lot.objects.filter(part).values_list("pk", flat=True)) for part in windows(Lot, 3)
+    ]
     assert [len(part) for part in found] == [3, 3, 1]
-    assert sorted(pk for part in found for pk in part) == sorted(Lot.objects.values_list("pk", flat=True))
+    assert sorted(pk for part in found for pk in part) == sorted(
+        Lot.objects.values_list("pk", flat=True)
+    )
     assert WINDOW >= 100
 
 

@@ -70,9 +70,7 @@ def progress() -> Progress:
     return Progress(
         finalized=orders.filter(status=OrderStatus.FINALIZED).count(),
         waiting=orders.filter(status=OrderStatus.READY).count(),
-        failed=orders.filter(
-            status__in=(OrderStatus.FAILED, OrderStatus.QUARANTINED)
-        ).count(),
+        failed=orders.filter(status__in=(OrderStatus.FAILED, OrderStatus.QUARANTINED)).count(),
         posted=Transaction.objects.count(),
         pending=OutboxEntry.objects.pending().count(),
     )
@@ -170,7 +168,9 @@ class Command(OperatorCommand):
     def require_embedded() -> None:
         """Raise UsageError where servers are configured: the demo is for a file of its own."""
         if settings.DATABASE_URL or settings.REDIS_URL:
-            raise UsageError("the demo runs on its own SQLite file: unset DATABASE_URL and REDIS_URL")
+            raise UsageError(
+                "the demo runs on its own SQLite file: unset DATABASE_URL and REDIS_URL"
+            )
 
     @staticmethod
     def interrupt(_signum: int, _frame: FrameType | None) -> NoReturn:
@@ -261,7 +261,9 @@ class Command(OperatorCommand):
         dead = OutboxEntry.objects.dead().count()
         children = Lot.objects.exclude(parent_order=None).count()
         self.say("")
-        self.say(f"Orders: {task.imported} imported now, {task.skipped} known; {now.finalized} finalized")
+        self.say(
+            f"Orders: {task.imported} imported now, {task.skipped} known; {now.finalized} finalized"
+        )
         self.say(f"Child lots: {children}")
         self.say(
             f"Ledger: {now.posted} transactions, {Posting.objects.count()} postings"

@@ -25,9 +25,8 @@ HINT = "Is the database reachable (DATABASE_URL), and did you run manage.py migr
 class Command(OperatorCommand):
     """Import split orders; each order all-or-nothing, idempotent by its number."""
 
-    help = (
-        "Import split orders from a CSV file (UTF-8), one row a line of an order: "
-        + ",".join(HEADER)
+    help = "Import split orders from a CSV file (UTF-8), one row a line of an order: " + ",".join(
+        HEADER
     )
 
     def add_options(self, parser: CommandParser) -> None:
@@ -91,9 +90,7 @@ class Command(OperatorCommand):
         """Print the document or the summary."""
         if self.as_json:
             counts = {"imported": task.imported, "skipped": task.skipped}
-            self.spool.write_document(
-                partial(self.stdout.write, ending=""), counts, key="errors"
-            )
+            self.spool.write_document(partial(self.stdout.write, ending=""), counts, key="errors")
             return
         submitted = f", {task.submitted} submitted" if task.finalize else ""
         self.say(

@@ -18,12 +18,11 @@ class Command(OperatorCommand):
 
     def run(self, **_options: Any) -> int:
         """Check everything; 1: something disagrees."""
-        with Spool() as spool, tqdm(
-            unit=" rows", file=sys.stderr, disable=not sys.stderr.isatty()
-        ) as bar:
-            report = Report(
-                on_finding=partial(self.note, spool), on_checked=bar.update
-            )
+        with (
+            Spool() as spool,
+            tqdm(unit=" rows", file=sys.stderr, disable=not sys.stderr.isatty()) as bar,
+        ):
+            report = Report(on_finding=partial(self.note, spool), on_checked=bar.update)
             reconcile(report)
             bar.close()
             self.conclude(report, spool)
