@@ -24,7 +24,8 @@ DEADLINE_S = 900
 def test_two_clusters_take_every_plan_to_the_ledger_once(
     manage: Manage, eventually: Callable[..., Any]
 ) -> None:
-    rows = list(csv.DictReader(PLANS.open(encoding="utf-8")))
+    with PLANS.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
     first = manage("import_splits", str(PLANS), "--finalize", "--json").json()
     assert first == {"imported": ORDERS, "skipped": 0, "errors": []}
 
