@@ -311,6 +311,7 @@ def environment(database: MariaDB, cache: Redis) -> dict[str, str]:
         "REDIS_URL": cache.url,
         "SECRET_KEY": secrets.token_urlsafe(50),
         "DEBUG": "false",
+        "SECURE_SSL_REDIRECT": "false",  # no proxy stands in front of the tests
     }
 
 

@@ -1,0 +1,71 @@
+# Everything by name: `make` alone prints what there is.
+# Each target works on a fresh clone and again after that.
+
+PYTHON ?= python3
+PORT ?= 8000
+ARGS ?=
+
+RUN := .venv/bin/python
+DEMO := .venv-demo/bin/python
+# What a developer's shell has set for a server of their own must not leak into tests and demo.
+EMBEDDED := env -u DATABASE_URL -u REDIS_URL -u SECRET_KEY -u RECOVERY_FAULTPOINTS
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo demo-clean test check bench coverage lock
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/stamp ## make .venv from the hashed lock file (system packages included)
+
+.venv/stamp: requirements/dev.lock
+	@.ci/packages "$(PYTHON)"
+	@.ci/venv .venv requirements/dev.lock "$(PYTHON)"
+	@touch $@
+
+.venv-demo/stamp: requirements/runtime.lock
+	@.ci/venv .venv-demo requirements/runtime.lock "$(PYTHON)"
+	@touch $@
+
+demo: .venv-demo/stamp ## run it on the embedded default with real cut plans (PORT=8000)
+	@$(EMBEDDED) DEBUG=true PORT=$(PORT) $(DEMO) manage.py demo $(ARGS)
+
+demo-clean: ## forget the demo: its environment and the embedded database
+	rm -rf .venv-demo var/demo-* var/db.sqlite3*
+
+test: setup ## run the whole suite, on SQLite and on MariaDB with Redis (ARGS for pytest)
+	@status=0; \
+	printf '\n== 1 of 2: embedded mode, SQLite ==\n'; \
+	$(EMBEDDED) $(RUN) -m pytest $(ARGS) || status=1; \
+	printf '\n== 2 of 2: production mode, MariaDB and Redis ==\n'; \
+	$(EMBEDDED) $(RUN) -m tests.servers -- $(RUN) -m pytest $(ARGS) || status=1; \
+	exit $$status
+
+check: setup ## lint, format, types, contracts, migrations, system checks, locks
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(EMBEDDED) $(RUN) manage.py makemigrations --check --dry-run
+	$(EMBEDDED) $(RUN) manage.py check
+	@echo '$(RUN) manage.py check --deploy --fail-level WARNING  # as in production'
+	@$(EMBEDDED) SECRET_KEY="$$($(RUN) -c 'import secrets; print(secrets.token_urlsafe(50))')" \
+		DATABASE_URL=mysql://user:password@127.0.0.1/recovery REDIS_URL=redis://127.0.0.1/0 \
+		DEBUG=false ALLOWED_HOSTS=recovery.example \
+		$(RUN) manage.py check --deploy --fail-level WARNING
+	$(RUN) .ci/hygiene.py
+
+bench: setup ## measure postings a second beside the driver and one task each
+	$(EMBEDDED) $(RUN) -m tests.servers -- $(RUN) -m benchmarks $(ARGS)
+
+coverage: setup ## branch coverage of the suite on MariaDB with Redis
+	$(EMBEDDED) $(RUN) -m tests.servers -- $(RUN) -m pytest --cov --cov-report=term $(ARGS)
+
+UV ?= uv
+COMPILE := $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-emit-index-url --no-annotate --quiet
+
+lock: ## resolve both lock files anew (needs uv)
+	$(COMPILE) --output-file requirements/runtime.lock
+	$(COMPILE) --extra mysql --extra server --group dev --output-file requirements/dev.lock
