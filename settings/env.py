@@ -2,10 +2,12 @@
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 T = TypeVar("T")
 
@@ -138,6 +140,27 @@ class Env:
             parse,
             "seconds that divide a minute, whole minutes an hour, or whole hours a day",
         )
+
+    def time_zone(self, key: str, default: str) -> str:
+        """Return the name of a time zone this host knows."""
+
+        def parse(raw: str) -> str:
+            try:
+                return ZoneInfo(raw).key
+            except (KeyError, OSError) as error:
+                raise ValueError(raw) from error
+
+        return self._parsed(key, default, parse, "a time zone such as UTC or Asia/Shanghai")
+
+    def matching(self, key: str, pattern: str, accepted: str) -> str:
+        """Return a text that matches ``pattern`` as a whole, or an empty one."""
+
+        def parse(raw: str) -> str:
+            if not re.fullmatch(pattern, raw):
+                raise ValueError(raw)
+            return raw
+
+        return self._parsed(key, "", parse, accepted)
 
     def url(self, key: str, schemes: Iterable[str], example: str) -> str:
         """Return a URL of one of ``schemes``, or an empty text."""

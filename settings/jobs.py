@@ -54,4 +54,10 @@ AUDIT_HOT_DAYS = env.integer("AUDIT_HOT_DAYS", 90, low=1, high=36_500)
 AUDIT_WARM_DAYS = env.integer("AUDIT_WARM_DAYS", 365, low=1, high=36_500)
 OUTBOX_RETENTION_DAYS = env.integer("OUTBOX_RETENTION_DAYS", 30, low=1, high=36_500)
 
-RECOVERY_FAULTPOINTS = env.text("RECOVERY_FAULTPOINTS")
+_FAULT = r"[^,=\s][^,]*=(crash|stop|raise|sleep:\d+(\.\d+)?)(@\d+)?"
+RECOVERY_FAULTPOINTS_PATTERN = rf"\s*{_FAULT}\s*(,\s*{_FAULT}\s*)*,?"
+RECOVERY_FAULTPOINTS = env.matching(
+    "RECOVERY_FAULTPOINTS",
+    RECOVERY_FAULTPOINTS_PATTERN,
+    "name=crash|stop|raise|sleep:SECONDS[@N][,name=…]",
+)
