@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, close_old_connections
@@ -60,9 +61,13 @@ class RungBroker(Broker):  # type: ignore[misc]
 
     def _prepare(self) -> None:
         self.redis_key = f"django_q:{self.list_key}:q"
-        self.table = TableRung(self.list_key)
         self._looked_for_leftovers = 0.0
         self._database_down = False
+
+    @cached_property
+    def table(self) -> TableRung:
+        """Return the lower rung; made when it is needed, for making it takes a database."""
+        return TableRung(self.list_key)
 
     def enqueue(self, task: str) -> Any:
         """Push ``task`` to Redis, or to the table where Redis cannot be had."""

@@ -56,9 +56,7 @@ def in_threads(*actions: Callable[[], Any]) -> list[Any]:
         finally:
             connection.close()
 
-    threads = [
-        threading.Thread(target=call, args=pair, daemon=True) for pair in enumerate(actions)
-    ]
+    threads = [threading.Thread(target=call, args=pair, daemon=True) for pair in enumerate(actions)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -153,5 +153,5 @@ def test_copy_for_another_process_has_both_rungs(redis_up, broker):
     import pickle
 
     broker.enqueue("task")
-    copy = pickle.loads(pickle.dumps(broker))  # noqa: S301
+    copy = pickle.loads(pickle.dumps(broker))
     assert tasks(copy) == ["task"]

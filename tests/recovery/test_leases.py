@@ -112,9 +112,14 @@ def test_lost_lease_rolls_the_surrounding_batch_back(rung):
     lost = leases.acquire(NAME)
     expire()
     leases.acquire(NAME)
-    with pytest.raises(LeaseLostError), transaction.atomic():
-        Job.objects.create(name="workOfTheBatch")
-        lost.renew()
+
+    def batch():
+        with transaction.atomic():
+            Job.objects.create(name="workOfTheBatch")
+            lost.renew()
+
+    with pytest.raises(LeaseLostError):
+        batch()
     assert not Job.objects.filter(name="workOfTheBatch").exists()
 
 

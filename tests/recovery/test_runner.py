@@ -282,9 +282,7 @@ def test_idle_run_costs_few_queries(no_redis, monkeypatch, django_assert_max_num
         run_job(NAME)
 
 
-def test_another_batch_costs_one_read_of_the_engine(
-    no_redis, monkeypatch
-):
+def test_another_batch_costs_one_read_of_the_engine(no_redis, monkeypatch):
     def queries(batches):
         left = iter(range(batches))
         register(monkeypatch, lambda _run: Batch(more=next(left) < batches - 1))

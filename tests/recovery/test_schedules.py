@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from django_q.models import Schedule
@@ -57,7 +58,9 @@ def only_outbox():
     """Leave only the outbox's schedule due; the others far from their tick."""
     for job in registry.all_jobs():
         slot = next_slot(cron_of(job.period_s), db_now() + timedelta(seconds=job.period_s / 2))
-        Schedule.objects.filter(name=job.name).update(next_run=min(slot, db_now() + timedelta(days=1)))
+        Schedule.objects.filter(name=job.name).update(
+            next_run=min(slot, db_now() + timedelta(days=1))
+        )
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_cron_line_has_six_fields_and_ticks_every_period(period_s, cron):
     slots = [first]
     for _ in range(70):
         slots.append(next_slot(cron, slots[-1]))
-    gaps = {later - earlier for earlier, later in zip(slots, slots[1:], strict=False)}
+    gaps = {later - earlier for earlier, later in pairwise(slots)}
     assert gaps == {timedelta(seconds=period_s)}
     assert first.timestamp() % period_s == 0, "all hosts agree on the slots"
 

@@ -58,9 +58,9 @@ def test_many_wishes_in_one_transaction_are_one_task(rung):
 
 
 def test_rolled_back_transaction_wakes_nobody(rung):
-    with pytest.raises(ZeroDivisionError), transaction.atomic():
+    with transaction.atomic():
         wakeups.wake_on_commit(NAME)
-        1 / 0  # noqa: B018
+        transaction.set_rollback(True)
     assert queued() == 0
     assert not wakeups.pending(NAME)
 
