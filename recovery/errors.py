@@ -6,7 +6,13 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections
+from django.db import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    close_old_connections,
+)
 
 T = TypeVar("T")
 
@@ -17,14 +23,43 @@ DEADLOCK = 1213
 LOCK_WAIT_TIMEOUT = 1205
 NOWAIT_REFUSED = 3572  # MySQL; MariaDB answers 1205
 QUERY_INTERRUPTED = 1317
-CONNECTION_CODES = frozenset(
-    {1040, 1053, 1077, 1079, 1152, 1153, 1158, 1159, 1160, 1161, 1184, 1927}
+STATEMENT_TIMEOUTS = (1969, 3024)  # MariaDB, MySQL
+CONNECTION_CODES = (
+    1040,
+    1053,
+    1077,
+    1079,
+    1152,
+    1153,
+    1158,
+    1159,
+    1160,
+    1161,
+    1184,
+    1203,
+    1226,
+    1927,
 )
+LOGIN_CODES = (1044, 1045, 1049, 1129, 1130)
+NODE_CODES = (1047,)  # a Galera node that is not ready
+READ_ONLY_CODES = (1290, 1792, 1836)
+FULL_CODES = (1021, 1026, 1030, 1037, 1038, 1041, 1114)
 CLIENT_CODES = range(2000, 2100)
-READ_ONLY_CODES = frozenset({1290, 1792, 1836})
-FULL_CODES = frozenset({1021, 1041, 1114})
-SQLITE_INFRA = ("database is locked", "database table is locked", "disk i/o error", "disk is full",
-                "unable to open database file", "readonly database")  # fmt: skip
+INFRASTRUCTURE_CODES = frozenset(
+    {DEADLOCK, LOCK_WAIT_TIMEOUT, NOWAIT_REFUSED, QUERY_INTERRUPTED, *STATEMENT_TIMEOUTS}
+    | {*CONNECTION_CODES, *LOGIN_CODES, *NODE_CODES, *READ_ONLY_CODES, *FULL_CODES}
+    | {*CLIENT_CODES}
+)
+SQLITE_INFRASTRUCTURE = (
+    "database is locked",
+    "database table is locked",
+    "disk i/o error",
+    "disk is full",
+    "unable to open database file",
+    "readonly database",
+    "image is malformed",
+    "file is not a database",
+)
 ATTEMPTS = 4
 PAUSE_S = 0.05
 
@@ -43,24 +78,18 @@ def is_row_locked(error: DatabaseError) -> bool:
 def is_infrastructure(error: BaseException) -> bool:
     """Tell whether the database's state, not the row at hand, made this error.
 
-    Deadlock, lock wait timeout, lost connection, read-only fail-over, a full disk.
+    Deadlock, lock wait timeout, lost connection, refused login, read-only fail-over, a full disk.
     """
     if isinstance(error, InterfaceError):
         return True
     if not isinstance(error, DatabaseError):
         return False
+    if isinstance(error, IntegrityError | DataError):
+        return False
     code = code_of(error)
     if code:
-        return (
-            code in (DEADLOCK, LOCK_WAIT_TIMEOUT, NOWAIT_REFUSED, QUERY_INTERRUPTED)
-            or code in CONNECTION_CODES
-            or code in CLIENT_CODES
-            or code in READ_ONLY_CODES
-            or code in FULL_CODES
-        )
-    return isinstance(error, OperationalError) and any(
-        part in str(error).lower() for part in SQLITE_INFRA
-    )
+        return code in INFRASTRUCTURE_CODES
+    return any(part in str(error).lower() for part in SQLITE_INFRASTRUCTURE)
 
 
 def with_retries(action: Callable[[], T], *, attempts: int = ATTEMPTS) -> T:
