@@ -99,13 +99,15 @@ def two_workers() -> float:
 
     publish_many(ENTRIES)
     workers = [
-        subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "benchmarks.drain"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.drain"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         for _ in range(2)
     ]
     for worker in workers:
-        assert worker.stdout is not None  # noqa: S101 - a pipe was asked for
+        assert worker.stdout is not None
         worker.stdout.readline()  # it is set up and waits
     return _rate(ENTRIES, lambda: [worker.communicate(b"go\n") for worker in workers])
 
@@ -134,9 +136,7 @@ def task_each() -> float:
 @contextlib.contextmanager
 def cluster() -> Iterator[None]:
     """Run a qcluster meanwhile."""
-    process = subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, "manage.py", "qcluster"], stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, "manage.py", "qcluster"], stderr=subprocess.DEVNULL)
     try:
         yield
     finally:

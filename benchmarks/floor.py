@@ -77,7 +77,7 @@ def _post(cursor: Any, entries: Any) -> None:
 def _lock_accounts(cursor: Any, codes: list[str]) -> dict[str, list[Any]]:
     marks = ", ".join(["%s"] * len(codes))
     cursor.execute(
-        f"SELECT code, id, balance FROM ledger_account WHERE code IN ({marks}) FOR UPDATE",  # noqa: S608
+        f"SELECT code, id, balance FROM ledger_account WHERE code IN ({marks}) FOR UPDATE",
         codes,
     )
     return {code: [pk, balance] for code, pk, balance in cursor.fetchall()}
@@ -87,12 +87,12 @@ def _store(cursor: Any, accounts: list[list[Any]], ids: list[int]) -> None:
     cases = " ".join(["WHEN %s THEN %s"] * len(accounts))
     marks = ", ".join(["%s"] * len(accounts))
     cursor.execute(
-        f"UPDATE ledger_account SET balance = CASE id {cases} END WHERE id IN ({marks})",  # noqa: S608
+        f"UPDATE ledger_account SET balance = CASE id {cases} END WHERE id IN ({marks})",
         [str(value) for account in accounts for value in account] + [pk for pk, _ in accounts],
     )
     marks = ", ".join(["%s"] * len(ids))
     cursor.execute(
-        "UPDATE ledger_outboxentry SET status = 'posted', posted_at = UTC_TIMESTAMP(6)"  # noqa: S608
+        "UPDATE ledger_outboxentry SET status = 'posted', posted_at = UTC_TIMESTAMP(6)"
         f" WHERE id IN ({marks})",
         ids,
     )

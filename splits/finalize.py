@@ -146,9 +146,7 @@ def _pursue(attempt: Attempt) -> Outcome:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a step raises is the order's failure
         if is_infrastructure(error):
-            return _postpone(
-                attempt, INFRASTRUCTURE, error, delay_s=settings.JOB_BACKOFF_BASE_SEC
-            )
+            return _postpone(attempt, INFRASTRUCTURE, error, delay_s=settings.JOB_BACKOFF_BASE_SEC)
         return _fail(attempt, error)
     duration_s = time.monotonic() - attempt.started
     metrics.finalized(duration_s)
@@ -258,9 +256,7 @@ def _postpone(attempt: Attempt, code: str, error: BaseException, *, delay_s: flo
     try:
         _end(
             attempt,
-            lambda orders: orders.postpone(
-                attempt.epoch, code=code, error=text, delay_s=delay_s
-            ),
+            lambda orders: orders.postpone(attempt.epoch, code=code, error=text, delay_s=delay_s),
             leased=False,
         )
     except FencedError as fenced:

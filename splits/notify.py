@@ -86,9 +86,7 @@ def _port(parts: SplitResult) -> int:
 
 def _open_s() -> float:
     """Return how long the breaker stays open: never shorter than one try."""
-    return max(
-        settings.SPLIT_COMPLETION_BREAKER_OPEN_SEC, settings.SPLIT_COMPLETION_TIMEOUT_SEC
-    )
+    return max(settings.SPLIT_COMPLETION_BREAKER_OPEN_SEC, settings.SPLIT_COMPLETION_TIMEOUT_SEC)
 
 
 def _pass_breaker(endpoint: str) -> bool:

@@ -34,7 +34,7 @@ class Started:
     def __init__(self, arguments: Sequence[str], env: Mapping[str, str]) -> None:
         """Start it; what it prints goes to files, since a full pipe would hang it."""
         # Append mode: reading moves the offset that the process would otherwise write at.
-        self.out, self.err = (tempfile.TemporaryFile("a+", encoding="utf-8") for _ in range(2))
+        self.out, self.err = (tempfile.TemporaryFile("a+", encoding="utf-8") for _ in range(2))  # noqa: SIM115 - closed by kill_all
         self.process = subprocess.Popen(
             arguments,
             cwd=settings.BASE_DIR,

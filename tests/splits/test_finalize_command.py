@@ -19,7 +19,7 @@ def run(*arguments: str) -> tuple[int, dict]:
     try:
         call_command("finalize", *arguments, "--json", stdout=out)
     except SystemExit as leaving:
-        status = leaving.code
+        status = int(leaving.code or 0)
     return status, json.loads(out.getvalue())
 
 

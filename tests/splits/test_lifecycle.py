@@ -85,9 +85,7 @@ def test_sku_must_be_a_key():
         SplitOrderFactory(lines=(NewLine(1, LineKind.PIECE, "OAK ", Decimal(10)),))
 
 
-def test_draft_is_submitted_once_and_wakes_the_finalizer(
-    woken, django_capture_on_commit_callbacks
-):
+def test_draft_is_submitted_once_and_wakes_the_finalizer(woken, django_capture_on_commit_callbacks):
     order = SplitOrderFactory(at=OrderStatus.DRAFT)
     with django_capture_on_commit_callbacks(execute=True):
         assert lifecycle.submit(order.pk)

@@ -58,9 +58,12 @@ def test_endpoint_is_told_what_came_out(endpoint):
         "order_number": order.number,
         "event_key": order.event_key,
         "outputs": [
-            {"code": f"{code}-001", "sku": "OAK-S", "quantity": "4.5", "unit": "m2", "kind": "piece"},
-            {"code": f"{code}-002", "sku": "OAK-S", "quantity": "4.5", "unit": "m2", "kind": "piece"},
-            {"code": f"{code}-003", "sku": "OAK-OFF", "quantity": "1", "unit": "m2", "kind": "offcut"},
+            {"code": f"{code}-{line}", "sku": sku, "quantity": quantity, "unit": "m2", "kind": kind}
+            for line, sku, quantity, kind in (
+                ("001", "OAK-S", "4.5", "piece"),
+                ("002", "OAK-S", "4.5", "piece"),
+                ("003", "OAK-OFF", "1", "offcut"),
+            )
         ],
     }
     assert headers["Idempotency-Key"] == order.event_key

@@ -52,7 +52,9 @@ def test_consumed_lot_is_not_valid():
         steps.validate(order)
 
 
-@pytest.mark.parametrize(("length", "fits"), [(KEY_MAX_LENGTH - 4, True), (KEY_MAX_LENGTH - 3, False)])
+@pytest.mark.parametrize(
+    ("length", "fits"), [(KEY_MAX_LENGTH - 4, True), (KEY_MAX_LENGTH - 3, False)]
+)
 def test_codes_of_children_must_fit_a_key(length, fits):
     order = SplitOrderFactory(source_lot__code="x" * length, source_lot__root_code="root")
     if fits:

@@ -277,9 +277,7 @@ def test_held_order_does_not_hold_up_the_others(holding):
     held, free = hang(SplitOrderFactory()), hang(SplitOrderFactory())
     holding(held)
     wanted = request()
-    results = [
-        (it.number, it.result) for it in stuck.recover_all(stuck.find(wanted), wanted)
-    ]
+    results = [(it.number, it.result) for it in stuck.recover_all(stuck.find(wanted), wanted)]
     assert results == [(free.number, Result.RECOVERED), (held.number, Result.HELD)]
 
 
