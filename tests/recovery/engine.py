@@ -1,5 +1,6 @@
 """Jobs, locks, threads and servers for tests of the engine."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from recovery.registry import Batch
 
 DEADLINE_S = 40
 NAME = "testJob"
+FAILED = 99
 
 
 def register(
@@ -63,6 +65,23 @@ def in_threads(*actions: Callable[[], Any]) -> list[Any]:
         thread.join(DEADLINE_S)
         assert not thread.is_alive(), "it hangs"
     return results
+
+
+def fork(action: Callable[[], Any]) -> int:
+    """Fork a process that does ``action`` and no more; return its id."""
+    child = os.fork()
+    if child:
+        return child
+    status = FAILED
+    try:
+        status = int(action() or 0)
+    finally:
+        os._exit(status)  # whatever happens: a second pytest must not go on from here
+
+
+def forked(action: Callable[[], Any]) -> int:
+    """Return the exit status of a forked process that did ``action``."""
+    return os.waitstatus_to_exitcode(os.waitpid(fork(action), 0)[1])
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from recovery import cluster as module
 from recovery import stopping
 from recovery.cluster import QUEUE_LOST, GuardedCluster, GuardedSentinel, StopFlag
 from recovery.stopping import Flag
+from tests.recovery.engine import fork, forked
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -33,17 +34,6 @@ def now():
     return time.monotonic()
 
 
-def forked(action):
-    """Return the exit status of a forked process that did ``action``."""
-    child = os.fork()
-    if not child:
-        try:
-            os._exit(action() or 0)
-        finally:
-            os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def test_flag_set_in_a_forked_process_is_set_in_all():
     flag = Flag()
     assert not flag.wait(0.01)
@@ -54,10 +44,7 @@ def test_flag_set_in_a_forked_process_is_set_in_all():
 
 def test_flag_survives_a_process_killed_while_it_waits():
     flag = Flag()
-    child = os.fork()
-    if not child:
-        flag.wait(60)
-        os._exit(0)
+    child = fork(lambda: flag.wait(60))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     flag.set()  # an Event would wait for the dead process to wake up
@@ -66,21 +53,21 @@ def test_flag_survives_a_process_killed_while_it_waits():
 
 def test_stop_flag_is_set_once_its_maker_is_gone():
     reading, writing = os.pipe()
-    maker = os.fork()
-    if not maker:
+    maker_is_gone, ready = os.pipe()
+
+    def make():
         flag = StopFlag()
-        if not os.fork():
-            os.close(reading)
-            before = flag.is_set()
-            os.write(writing, b"ready")
-            after = flag.wait(30)
-            os.write(writing, f"{before} {after} {stopping.asked()}".encode())
-            os._exit(0)
-        os.read(reading, 5)
-        os._exit(0)
-    os.close(writing)
-    os.waitpid(maker, 0)
-    assert os.read(reading, 50).removeprefix(b"ready") == b"False True True"
+        fork(lambda: watch(flag))
+        os.read(maker_is_gone, 5)
+
+    def watch(flag):
+        before = flag.is_set()
+        os.write(ready, b"ready")
+        after = flag.wait(30)
+        os.write(writing, f"{before} {after} {stopping.asked()}".encode())
+
+    assert forked(make) == 0
+    assert os.read(reading, 50) == b"False True True"
 
 
 def test_stop_flag_is_not_set_for_its_maker():

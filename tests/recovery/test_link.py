@@ -8,6 +8,7 @@ import redis
 
 from recovery import link
 from recovery.link import RedisDownError
+from tests.recovery.engine import forked
 from tests.waiting import eventually
 
 
@@ -127,14 +128,12 @@ def test_server_that_only_reads_is_not_back(redis_up, caplog, monkeypatch):
 def test_outage_found_by_one_forked_process_is_known_to_all(redis_up):
     assert ping()
     redis_up.kill()
-    child = os.fork()
-    if not child:
-        try:
+
+    def find_out():
+        with pytest.raises(RedisDownError):
             ping()
-        except RedisDownError:
-            os._exit(0)
-        os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
+
+    assert forked(find_out) == 0
     assert link.is_down()
     assert not link.usable()
 
@@ -145,10 +144,6 @@ def test_forked_process_has_connections_of_its_own(redis_up):
 
     parents = own()
     reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        os.write(writing, str(own()).encode())
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+    assert forked(lambda: os.write(writing, str(own()).encode()) and None) == 0
     assert int(os.read(reading, 20)) != parents
     assert own() == parents
