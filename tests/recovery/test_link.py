@@ -63,7 +63,7 @@ def test_it_comes_back_by_itself(redis_up):
 
 
 def test_frozen_server_is_given_up_within_its_time_out(redis_up):
-    link._client.cache_clear()  # connecting is what redis-py tries again and again
+    link._client.cache_clear()  # connecting counts too
     redis_up.pause()
     before = time.monotonic()
     with pytest.raises(RedisDownError):
