@@ -8,7 +8,6 @@ from ledger import metrics, poison
 from ledger.outbox import JOB
 from ledger.posting import Policy, post_due
 from recovery.backoff import delay_sec
-from recovery.errors import with_retries
 from recovery.registry import Batch, job
 from recovery.runner import Run
 
@@ -24,9 +23,16 @@ def process_ledger_outbox(run: Run) -> Batch:
     limit = settings.JOB_OUTBOX_BATCH_SIZE
     if run.deaths >= DEATHS_BEFORE_CARE and not run.counts:
         return poison.post_one_at_a_time(run, policy, limit=limit)
-    result = with_retries(lambda: post_due(policy, limit=limit))
+    result = post_due(policy, limit=limit)
     metrics.count(result)
-    more = result.released > 0 or (result.claimed == limit and result.progressed())
+    for pk in result.suspects:
+        alone = poison.post_with_care(policy, pk)
+        metrics.count(alone)
+        result.add(alone)
+    if result.errors:
+        raise result.errors[0]
+    full = result.claimed >= limit and result.progressed()
+    more = full or result.released > 0 or bool(result.suspects)
     return Batch(result.counts(), more=more)
 
 

@@ -1,6 +1,5 @@
 """Rows of the ledger: outbox entries, accounts, transactions and their postings."""
 
-from collections.abc import Collection
 from datetime import datetime
 from typing import Self
 
@@ -12,6 +11,8 @@ from django.utils.translation import gettext_lazy as _
 from recovery.clock import seconds_from_now
 from recovery.fields import KeyField, QuantityField
 from recovery.models import AppendOnly
+
+UNIT_MAX_LENGTH = 20
 
 
 class EntryStatus(models.TextChoices):
@@ -49,11 +50,9 @@ class OutboxQuerySet(models.QuerySet["OutboxEntry"]):
         """Return the entries in the DLQ."""
         return self.filter(status=EntryStatus.DEAD)
 
-    def blocking(self, aggregates: Collection[str]) -> Self:
-        """Return the entries that hold back later ones of their aggregates."""
-        return self.filter(
-            aggregate__in=aggregates, status__in=(EntryStatus.PENDING, EntryStatus.DEAD)
-        )
+    def blocking(self) -> Self:
+        """Return the entries that hold back later ones of their aggregate."""
+        return self.filter(status__in=(EntryStatus.PENDING, EntryStatus.DEAD))
 
     def charge(self, *, delay_s: float, error: str) -> bool:
         """Count an attempt before it is made; the entry steps aside for ``delay_s``."""
@@ -67,21 +66,24 @@ class OutboxQuerySet(models.QuerySet["OutboxEntry"]):
         )
 
     def refund(self) -> bool:
-        """Give an attempt back that the entry did not use up; it is due again."""
+        """Give an attempt back that the entry did not use up."""
         return bool(
             self.pending()
             .filter(attempts__gt=0)
-            .update(
-                attempts=F("attempts") - 1,
-                next_attempt_at=Now(),
-                last_error_code="",
-                last_error="",
-            )
+            .update(attempts=F("attempts") - 1, last_error_code="", last_error="")
         )
 
     def park(self, until: datetime) -> int:
-        """Let entries wait until ``until``; attempts stay as they are."""
-        return self.pending().update(next_attempt_at=until)
+        """Let entries that would be due earlier wait until ``until``; attempts stay as they are."""
+        return self.pending().filter(next_attempt_at__lt=until).update(next_attempt_at=until)
+
+    def parked(self) -> Self:
+        """Return the entries that wait for another one: never tried, their time yet to come."""
+        return self.pending().filter(attempts=0, next_attempt_at__gt=Now())
+
+    def unpark(self) -> int:
+        """Let entries be due now."""
+        return self.pending().update(next_attempt_at=Now())
 
 
 class OutboxEntry(models.Model):
@@ -128,6 +130,10 @@ class OutboxEntry(models.Model):
         """Return the event key."""
         return self.event_key
 
+    def holds_back(self) -> bool:
+        """Tell whether later entries of the aggregate must wait for this one."""
+        return self.status in (EntryStatus.PENDING, EntryStatus.DEAD)
+
 
 class AccountQuerySet(models.QuerySet["Account"]):
     """What may be done to accounts by hand."""
@@ -141,7 +147,7 @@ class Account(models.Model):
     """Stock of one SKU, or the outside world, in one unit."""
 
     code = KeyField(_("code"))
-    unit = KeyField(_("unit"), max_length=20)
+    unit = KeyField(_("unit"), max_length=UNIT_MAX_LENGTH)
     balance = QuantityField(_("balance"), default=0)
     closed_at = models.DateTimeField(_("closed at"), null=True, blank=True)
     allow_negative = models.BooleanField(_("may go below zero"), default=False)

@@ -8,14 +8,17 @@ from decimal import Decimal
 from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connection, transaction
 
-from ledger.models import OutboxEntry, Transaction
+from ledger.models import UNIT_MAX_LENGTH, OutboxEntry, Transaction
 from recovery.fields import checked_key, storable_quantity
 from recovery.wakeups import wake_on_commit
 
 SCHEMA_VERSION = 1
 JOB = "processLedgerOutbox"
+EVENT_TYPE_MAX_LENGTH = 100
+TRACEPARENT_MAX_LENGTH = 55
 
 
 class LedgerError(Exception):
@@ -71,6 +74,18 @@ def content_hash(event_type: str, aggregate: str, payload: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def checked_unit(unit: str) -> str:
+    """Return ``unit`` if it can be one; raise ValidationError."""
+    return checked_short_key(unit, UNIT_MAX_LENGTH)
+
+
+def checked_short_key(value: str, limit: int) -> str:
+    """Return ``value`` if it is a key of up to ``limit`` characters; raise ValidationError."""
+    if len(value) > limit:
+        raise ValidationError(f"{value[:limit]!r}… has more than {limit} characters")
+    return checked_key(value)
+
+
 def payload_of(lines: Sequence[Line]) -> dict[str, Any]:
     """Return the payload for ``lines``; decimals as text without superfluous zeros."""
     return {
@@ -102,14 +117,17 @@ def publish(
     within an aggregate. The same key with the same content is one entry.
 
     Raises PublishOutsideTransactionError; KeyConflictError: other content under the key;
-    PayloadTooLargeError; ValidationError: a key, account or unit that cannot be a key;
+    PayloadTooLargeError; ValidationError: a key, type, account or unit that cannot be a key;
     InexactQuantityError. Whether the postings balance is judged when they are posted.
     """
     if not connection.in_atomic_block:
         raise PublishOutsideTransactionError
-    for key in (event_key, aggregate, *(text for line in lines for text in (line.account, line.unit))):
+    for key in (event_key, aggregate):
         checked_key(key)
+    checked_short_key(event_type, EVENT_TYPE_MAX_LENGTH)
     for line in lines:
+        checked_key(line.account)
+        checked_unit(line.unit)
         storable_quantity(line.quantity, connection.vendor)
     payload = payload_of(lines)
     size = len(canonical(payload).encode())
@@ -122,7 +140,8 @@ def publish(
             aggregate=aggregate,
             payload=payload,
             content_hash=content_hash(event_type, aggregate, payload),
-            traceparent=traceparent,
+            # A header from elsewhere must not stop the business.
+            traceparent=traceparent if len(traceparent) <= TRACEPARENT_MAX_LENGTH else "",
         )
     )
     wake_on_commit(JOB)

@@ -1,106 +1,140 @@
 """Keep the order within an aggregate: find what must wait, park it, release it."""
 
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from django.db import connection, transaction
-from django.db.models import Min
 
+from ledger import rows
 from ledger.models import EntryStatus, OutboxEntry
 from ledger.rows import Claimed
 from recovery.clock import db_now
 
 PARK_ALL_FROM = 50
 """From so many claimed followers of one head on, all of its followers are parked at once."""
+AT_ONCE = 10_000
+"""So many entries are parked or released in one statement: a hundred thousand take several."""
+BUSY_HEAD_DELAY_S = 5.0
+"""How long followers wait for a head that another transaction has locked."""
 
 
 def barriers(entries: Sequence[Claimed]) -> dict[str, int]:
     """Return, by aggregate, the first entry outside the batch that holds later ones back.
 
     A plain read: an entry that another drain is just posting still reads pending, so its
-    successors wait a moment.
+    successors wait a moment. Reads no more rows of an aggregate than are claimed of it.
     """
-    claimed = {entry.id for entry in entries}
+    by_aggregate: defaultdict[str, list[int]] = defaultdict(list)
+    for entry in entries:
+        by_aggregate[entry.aggregate].append(entry.id)
+    by_count: defaultdict[int, list[int]] = defaultdict(list)
+    for ids in by_aggregate.values():
+        by_count[len(ids)].append(ids[0])
     found: dict[str, int] = {}
-    several = [name for name, n in Counter(e.aggregate for e in entries).items() if n > 1]
-    for aggregate, status, head in _heads({entry.aggregate for entry in entries}):
-        if status == EntryStatus.DEAD or head not in claimed:
-            found[aggregate] = min(head, found.get(aggregate, head))
-    unblocked = [name for name in several if name not in found]
-    if unblocked:
-        found |= _gaps(unblocked, claimed)
+    for count, samples in by_count.items():
+        for aggregate, *standing in rows.standings(samples, count):
+            barrier = _barrier(aggregate, by_aggregate[aggregate], *standing)
+            if barrier is not None:
+                found[aggregate] = barrier
     return found
 
 
-def _heads(aggregates: Collection[str]) -> list[tuple[str, str, int]]:
-    """Return the first pending and the first dead entry of each aggregate: two index seeks each."""
-    rows = (
-        OutboxEntry.objects.blocking(aggregates)
-        .order_by()
-        .values("aggregate", "status")
-        .annotate(head=Min("id"))
-    )
-    return list(rows.values_list("aggregate", "status", "head"))
+def _barrier(
+    aggregate: str, claimed: Sequence[int], head: int | None, nth: int | None, dead: int | None
+) -> int | None:
+    """Return the first entry not ``claimed`` that is dead, or pending and before a claimed one.
+
+    Of the aggregate's pending entries ``head`` is the first and ``nth`` that of the number
+    claimed: only where this is the last claimed one nobody else stands in between.
+    """
+    gap = None
+    if nth != max(claimed):
+        gap = head if head not in claimed else _gap(aggregate, claimed)
+    return min((pk for pk in (gap, dead) if pk is not None), default=None)
 
 
-def _gaps(aggregates: Sequence[str], claimed: Collection[int]) -> dict[str, int]:
-    """Return the first pending entry between claimed ones that somebody else holds."""
-    rows = (
-        OutboxEntry.objects.pending()
-        .filter(aggregate__in=aggregates, pk__lt=max(claimed))
-        .exclude(pk__in=claimed)
-        .order_by()
-        .values("aggregate")
-        .annotate(gap=Min("id"))
-    )
-    return dict(rows.values_list("aggregate", "gap"))
+def _gap(aggregate: str, claimed: Sequence[int]) -> int | None:
+    """Return the first pending entry that is not claimed, among as many as are claimed."""
+    pending = OutboxEntry.objects.pending().filter(aggregate=aggregate).order_by("id")
+    ids = pending.values_list("pk", flat=True)[: len(claimed)]
+    return next((pk for pk in ids if pk not in claimed), None)
 
 
-def park_behind(head: int, waiting: Sequence[int], *, cap_s: float) -> int:
-    """Park these claimed followers of ``head`` until its time; return how many."""
-    if len(waiting) >= PARK_ALL_FROM:
-        return park_all_behind(head, cap_s=cap_s)
+def park_behind(behind: Mapping[int, Sequence[int]], *, cap_s: float) -> int:
+    """Park claimed entries, given by the head they wait for, until its time; return how many.
+
+    Where a head has many, all of its followers are parked, claimed or not.
+    """
+    crowded = [head for head, waiting in behind.items() if len(waiting) >= PARK_ALL_FROM]
+    whole = {head: park_all_behind(head, cap_s=cap_s) for head in crowded}
+    parked = sum(whole.values())
     with transaction.atomic():
-        aggregate_until = _locked_head(head, cap_s)
-        if aggregate_until is None:
-            return 0
-        _, until = aggregate_until
-        return (
-            OutboxEntry.objects.pending()
-            .filter(pk__in=waiting, next_attempt_at__lt=until)
-            .park(until)
-        )
+        untils = _untils([head for head in behind if not whole.get(head)], cap_s)
+        together: defaultdict[datetime, list[int]] = defaultdict(list)
+        for head, until in untils.items():
+            together[until] += behind[head]
+        for until, waiting in together.items():
+            parked += OutboxEntry.objects.filter(pk__in=waiting).park(until)
+    return parked
 
 
 def park_all_behind(head: int, *, cap_s: float) -> int:
-    """Park every pending follower of ``head`` until its time; return how many."""
-    with transaction.atomic():
-        aggregate_until = _locked_head(head, cap_s)
-        if aggregate_until is None:
-            return 0
-        aggregate, until = aggregate_until
-        return (
-            OutboxEntry.objects.pending()
-            .filter(aggregate=aggregate, pk__gt=head, next_attempt_at__lt=until)
-            .park(until)
-        )
+    """Park every pending follower of ``head`` until its time; return how many.
+
+    Some at a time, each time under the head's lock; none where another transaction has it.
+    """
+    parked, after, last = 0, head, False
+    while not last:
+        with transaction.atomic():
+            locked = _locked([head])
+            if not locked or not locked[0].holds_back():
+                break
+            followers = OutboxEntry.objects.pending().filter(
+                aggregate=locked[0].aggregate, pk__gt=after
+            )
+            ends = followers.order_by("id").values_list("pk", flat=True)
+            end = ends[AT_ONCE - 1 : AT_ONCE].first()
+            last = end is None
+            some = followers if end is None else followers.filter(pk__lte=end)
+            parked += some.park(_until(locked[0], db_now(), cap_s))
+            after = end or after
+    return parked
 
 
-def _locked_head(head: int, cap_s: float) -> tuple[str, datetime] | None:
-    """Return the head's aggregate and how long its followers wait; None: it is being worked.
+def _untils(heads: Collection[int], cap_s: float) -> dict[int, datetime]:
+    """Return when the followers of each head may be tried; lock the heads.
+
+    Heads that are gone are left out. Followers step aside for a moment even where another
+    transaction has their head: if it hangs, they would fill every batch.
+    """
+    now = db_now()
+    locked = {entry.pk: entry for entry in _locked(heads)}
+    busy = [head for head in heads if head not in locked]
+    untils = {pk: _until(entry, now, cap_s) for pk, entry in locked.items() if entry.holds_back()}
+    for pk in OutboxEntry.objects.blocking().filter(pk__in=busy).values_list("pk", flat=True):
+        untils[pk] = now + timedelta(seconds=BUSY_HEAD_DELAY_S)
+    return untils
+
+
+def _locked(heads: Collection[int]) -> list[OutboxEntry]:
+    """Lock and return those of ``heads`` that no other transaction has locked.
 
     Under the head's row lock nobody can post, redrive or discard it meanwhile, so no
     follower is parked behind a head that is gone.
     """
     skip_locked = connection.features.has_select_for_update_skip_locked
-    entry = OutboxEntry.objects.select_for_update(skip_locked=skip_locked).filter(pk=head).first()
-    if entry is None or entry.status not in (EntryStatus.PENDING, EntryStatus.DEAD):
-        return None
-    now = db_now()
-    if entry.status == EntryStatus.DEAD:
-        return entry.aggregate, now + timedelta(seconds=cap_s)
-    return (entry.aggregate, entry.next_attempt_at) if entry.next_attempt_at > now else None
+    entries = OutboxEntry.objects.select_for_update(skip_locked=skip_locked)
+    return list(entries.filter(pk__in=heads).order_by("id").defer("payload", "last_error"))
+
+
+def _until(head: OutboxEntry, now: datetime, cap_s: float) -> datetime:
+    """Return when the followers of a locked head may be tried.
+
+    A pending head's own time, even where it has come: of the same time, the head comes first.
+    """
+    dead = head.status == EntryStatus.DEAD
+    return now + timedelta(seconds=cap_s) if dead else head.next_attempt_at
 
 
 def release(aggregates: Collection[str]) -> int:
@@ -108,9 +142,10 @@ def release(aggregates: Collection[str]) -> int:
 
     For the aggregates of entries that were posted, redriven or discarded.
     """
-    now = db_now()
-    return (
-        OutboxEntry.objects.pending()
-        .filter(aggregate__in=aggregates, next_attempt_at__gt=now)
-        .park(now)
-    )
+    parked = OutboxEntry.objects.parked().filter(aggregate__in=aggregates).order_by("id")
+    released = 0
+    while True:
+        ids = list(parked.values_list("pk", flat=True)[:AT_ONCE])
+        released += OutboxEntry.objects.filter(pk__in=ids).unpark() if ids else 0
+        if len(ids) < AT_ONCE:
+            return released

@@ -3,20 +3,26 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from typing import Any
 
 from django.core.exceptions import ValidationError
 
 from ledger.models import ErrorCode
-from ledger.outbox import SCHEMA_VERSION
+from ledger.outbox import SCHEMA_VERSION, checked_unit
 from recovery.fields import InexactQuantityError, checked_key, storable_quantity
+from recovery.models import stored_text
 
+_ZERO = Decimal(0)
 MIN_POSTINGS = 2
 MAX_POSTINGS = 32_767
+_WRONG_POSTINGS = f"postings must be a list of {MIN_POSTINGS} to {MAX_POSTINGS}"
 
 AccountKey = tuple[str, str]
 Lines = list[tuple[AccountKey, Decimal]]
+
+_SUMS = Context(prec=40)
+"""Enough for the exact sum of as many of the largest quantities as an entry can have."""
 
 
 class RefusedError(Exception):
@@ -24,9 +30,9 @@ class RefusedError(Exception):
 
     def __init__(self, code: ErrorCode, text: str) -> None:
         """Keep the code and the text that operators read."""
-        super().__init__(text)
         self.code = code
-        self.text = text
+        self.text = stored_text(text)
+        super().__init__(self.text)
 
 
 class UnknownVersionError(Exception):
@@ -50,8 +56,8 @@ def read(payload: str, vendor: str) -> Movement:
     changes: dict[AccountKey, Decimal] = {}
     units: dict[str, Decimal] = {}
     for key, quantity in lines:
-        changes[key] = changes.get(key, Decimal(0)) + quantity
-        units[key[1]] = units.get(key[1], Decimal(0)) + quantity
+        changes[key] = _SUMS.add(changes.get(key, _ZERO), quantity)
+        units[key[1]] = _SUMS.add(units.get(key[1], _ZERO), quantity)
     if any(units.values()):
         raise RefusedError(ErrorCode.UNBALANCED, _sums_text(units.items()))
     return Movement(lines, changes)
@@ -62,44 +68,48 @@ def _postings(payload: str) -> list[Any]:
         content = json.loads(payload)
     except ValueError as error:
         raise RefusedError(ErrorCode.PAYLOAD_INVALID, f"not JSON: {error}") from None
+    except RecursionError:
+        raise RefusedError(ErrorCode.PAYLOAD_INVALID, "the payload is nested too deeply") from None
     if not isinstance(content, dict):
         raise RefusedError(ErrorCode.PAYLOAD_INVALID, "the payload is not a JSON object")
     version = content.get("schema_version")
     if type(version) is not int or version < 1:
-        raise RefusedError(ErrorCode.PAYLOAD_INVALID, f"schema_version {version!r} is no version")
+        text = f"schema_version {_shown(version)} is no version"
+        raise RefusedError(ErrorCode.PAYLOAD_INVALID, text)
     if version > SCHEMA_VERSION:
         raise UnknownVersionError
     postings = content.get("postings")
     if not isinstance(postings, list) or not MIN_POSTINGS <= len(postings) <= MAX_POSTINGS:
-        raise RefusedError(ErrorCode.PAYLOAD_INVALID, "postings must be a list of two or more")
+        raise RefusedError(ErrorCode.PAYLOAD_INVALID, _WRONG_POSTINGS)
     return postings
+
+
+def _text_in(item: Any, name: str) -> str:
+    value = item[name]
+    if type(value) is not str:
+        raise TypeError(f"{name} is not a text")
+    return value
+
+
+def _shown(junk: Any) -> str:
+    try:
+        return f"{junk!r:.200}"
+    except RecursionError:
+        return f"{type(junk).__name__} nested too deeply"
 
 
 def _line(item: Any, vendor: str) -> tuple[AccountKey, Decimal]:
     try:
-        account, quantity, unit = item["account"], item["quantity"], item["unit"]
-        if not (type(account) is type(quantity) is type(unit) is str):
-            raise TypeError("account, quantity and unit are texts")
-        return (checked_key(account), checked_unit(unit)), storable_quantity(
-            Decimal(quantity), vendor
-        )
+        account, quantity, unit = (_text_in(item, name) for name in ("account", "quantity", "unit"))
+        key = checked_key(account), checked_unit(unit)
+        return key, storable_quantity(Decimal(quantity), vendor)
     except (KeyError, TypeError) as error:
-        text = f"posting {item!r:.200}: {error}"
+        text = f"posting {_shown(item)}: {error}"
     except InvalidOperation:
-        text = f"posting {item!r:.200}: the quantity is not a number"
+        text = f"posting {_shown(item)}: the quantity is not a number"
     except (InexactQuantityError, ValidationError) as error:
-        text = f"posting {item!r:.200}: {_text_of(error)}"
+        text = f"posting {_shown(item)}: {_text_of(error)}"
     raise RefusedError(ErrorCode.PAYLOAD_INVALID, text)
-
-
-UNIT_MAX_LENGTH = 20
-
-
-def checked_unit(unit: str) -> str:
-    """Return ``unit`` if it fits its column; raise ValidationError."""
-    if len(unit) > UNIT_MAX_LENGTH:
-        raise ValidationError(f"a unit has at most {UNIT_MAX_LENGTH} characters")
-    return checked_key(unit)
 
 
 def _text_of(error: Exception) -> str:

@@ -4,17 +4,15 @@ import logging
 
 from django.db import DatabaseError, InterfaceError, transaction
 
-from ledger import metrics, rows
+from ledger import metrics, parking, rows
 from ledger.models import ErrorCode, OutboxEntry
+from ledger.payloads import RefusedError
 from ledger.posting import Policy, Result, post_these
-from recovery.clock import db_now
 from recovery.errors import is_infrastructure
 from recovery.registry import Batch
 from recovery.runner import Run
 
 logger = logging.getLogger(__name__)
-
-DIED = "the worker died while it worked this entry"
 
 
 def post_one_at_a_time(run: Run, policy: Policy, *, limit: int) -> Batch:
@@ -24,48 +22,51 @@ def post_one_at_a_time(run: Run, policy: Policy, *, limit: int) -> Batch:
     """
     logger.warning("entries_one_at_a_time", extra={"deaths": run.deaths})
     total = Result()
-    ids = list(OutboxEntry.objects.due().order_by("next_attempt_at", "id").values_list("pk")[:limit])
-    for (pk,) in ids:
+    due = OutboxEntry.objects.due().order_by("next_attempt_at", "id")
+    for pk in list(due.values_list("pk", flat=True)[:limit]):
         if run.over():
             break
-        total.add(_post_with_care(policy, pk))
+        result = post_with_care(policy, pk)
+        metrics.count(result)
+        total.add(result)
         run.progressed()
-    metrics.count(total)
-    return Batch(total.counts(), more=total.claimed > 0)
+    return Batch(total.counts(), more=total.progressed())
 
 
-def _post_with_care(policy: Policy, pk: int) -> Result:
-    if not _charge(policy, pk):
+def post_with_care(policy: Policy, pk: int) -> Result:
+    """Post one pending entry alone, its attempt counted before the work."""
+    with transaction.atomic():
+        found = rows.claim_these([pk])
+        waits = bool(parking.barriers(found))
+        exhausted = any(entry.attempts >= policy.max_attempts for entry in found)
+        if found and not waits and not exhausted:
+            _charge(policy, found[0])
+            policy.seal()
+    if not found:
         return Result()
+    if waits:
+        return post_these(policy, [pk])
+    if exhausted:
+        text = f"{rows.DIED}, at each of {found[0].attempts} attempts"
+        refusal = RefusedError(ErrorCode.UNEXPECTED, text)
+        return post_these(policy, [pk], charged=True, guilty={pk: refusal})
+    return _post_charged(policy, pk)
+
+
+def _charge(policy: Policy, entry: rows.Claimed) -> None:
+    delay_s = policy.delay_sec(entry.attempts + 1)
+    OutboxEntry.objects.filter(pk=entry.id).charge(delay_s=delay_s, error=rows.DIED)
+
+
+def _post_charged(policy: Policy, pk: int) -> Result:
+    this = OutboxEntry.objects.filter(pk=pk)
     try:
         result = post_these(policy, [pk], charged=True)
     except (DatabaseError, InterfaceError) as error:
         if is_infrastructure(error):
-            OutboxEntry.objects.filter(pk=pk).refund()
+            this.refund()
+            this.unpark()
         raise
     if not (result.posted or result.duplicates or result.failures):
-        OutboxEntry.objects.filter(pk=pk).refund()  # it waits for another entry
+        this.refund()  # it waits for another entry, or for newer code
     return result
-
-
-def _charge(policy: Policy, pk: int) -> bool:
-    """Count an attempt of the entry before it is made; False: it is not to be worked."""
-    with transaction.atomic():
-        found = rows.claim_these([pk])
-        if not found:
-            return False
-        (entry,) = found
-        if entry.attempts >= policy.max_attempts:
-            _bury(policy, entry)
-            return False
-        delay_s = policy.delay_sec(entry.attempts + 1)
-        OutboxEntry.objects.filter(pk=pk).charge(delay_s=delay_s, error=DIED)
-        policy.seal()
-    return True
-
-
-def _bury(policy: Policy, entry: rows.Claimed) -> None:
-    text = f"{DIED}, at each of {entry.attempts} attempts"
-    charge = rows.Charge(entry, entry.attempts, db_now(), ErrorCode.UNEXPECTED, text, dead=True)
-    rows.store_charges([charge], actor=policy.actor)
-    policy.seal()

@@ -1,12 +1,13 @@
-"""Post due outbox entries: one transaction a batch, each refusal known before anything is written."""
+"""Post due outbox entries: a transaction a batch, refusals known before anything is written."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, InterfaceError, connection, transaction
 
 from ledger import parking, rows
 from ledger.models import ErrorCode, OutboxEntry
@@ -18,13 +19,11 @@ from ledger.payloads import (
     read,
 )
 from recovery.clock import db_now
-from recovery.errors import is_infrastructure
+from recovery.errors import code_of, is_infrastructure, with_retries
 from recovery.faultpoints import faultpoint
 from recovery.fields import InexactQuantityError, storable_quantity
 
 logger = logging.getLogger(__name__)
-
-MISSING_ACCOUNT_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,12 @@ class Result:
     postponed: list[int] = field(default_factory=list)
     behind: dict[int, list[int]] = field(default_factory=dict)
     """Entries that must wait, by the id of the entry they wait for."""
+    held_back: set[str] = field(default_factory=set)
+    """Aggregates whose first entry left was tried and stays: its followers remain parked."""
+    suspects: list[int] = field(default_factory=list)
+    """Entries whose last attempt killed its worker: not to be worked among others."""
+    errors: list[DatabaseError] = field(default_factory=list)
+    """Why entries could neither be posted nor charged."""
     parked: int = 0
     released: int = 0
 
@@ -71,6 +76,8 @@ class Result:
         self.failures |= other.failures
         self.dead += other.dead
         self.postponed += other.postponed
+        self.suspects += other.suspects
+        self.errors += other.errors
         self.parked += other.parked
         self.released += other.released
 
@@ -90,7 +97,7 @@ class Result:
 class MissingAccountsError(Exception):
     """Accounts must be made before the batch can lock them."""
 
-    def __init__(self, keys: Collection[AccountKey]) -> None:
+    def __init__(self, keys: Set[AccountKey]) -> None:
         """Keep the accounts' codes and units."""
         super().__init__(f"{len(keys)} accounts are missing")
         self.keys = keys
@@ -99,73 +106,110 @@ class MissingAccountsError(Exception):
 class BatchRefusedError(Exception):
     """The database refused the batch for the sake of one of its entries."""
 
-    def __init__(self, ids: Sequence[int], error: DatabaseError) -> None:
-        """Keep the claimed ids and the error."""
+    def __init__(self, ids: Sequence[int], claimed: int, error: DatabaseError) -> None:
+        """Keep the ids that were worked, how many were claimed, and the error."""
         super().__init__(str(error))
         self.ids = ids
+        self.claimed = claimed
         self.error = error
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Which entries to post, and what is known of them beforehand."""
+
+    policy: Policy
+    limit: int
+    ids: Sequence[int] | None = None
+    """None: those that are due."""
+    charged: bool = False
+    guilty: Mapping[int, RefusedError] = field(default_factory=dict)
 
 
 def post_due(policy: Policy, *, limit: int) -> Result:
     """Post up to ``limit`` due entries in one transaction; only the guilty fail.
 
-    Raises what ``policy.seal`` raises and infrastructure errors; nothing is committed then.
+    Infrastructure errors are retried. Raises what ``policy.seal`` raises and infrastructure
+    errors that stay; nothing is committed then, or a part where the batch had to be halved.
     """
-    return _isolated(policy, ids=None, limit=limit)
+    return _isolated(_Work(policy, limit))
 
 
-def post_these(policy: Policy, ids: Sequence[int], *, charged: bool = False) -> Result:
-    """Post these pending entries, due or not; ``charged``: their attempt is counted already."""
-    return _isolated(policy, ids=ids, limit=len(ids), charged=charged)
-
-
-def _isolated(
-    policy: Policy, *, ids: Sequence[int] | None, limit: int, charged: bool = False
+def post_these(
+    policy: Policy,
+    ids: Sequence[int],
+    *,
+    charged: bool = False,
+    guilty: Mapping[int, RefusedError] | None = None,
 ) -> Result:
+    """Post these pending entries, due or not.
+
+    ``charged``: their attempt is counted already; ``guilty``: those to be refused, and why.
+    """
+    return _isolated(_Work(policy, len(ids), ids, charged, guilty or {}))
+
+
+def _isolated(work: _Work) -> Result:
     """Post a batch; halve it where only the database can tell which entry is guilty."""
     try:
-        result = _settled(policy, ids=ids, limit=limit, charged=charged)
+        return _settled(work)
     except BatchRefusedError as refused:
         if len(refused.ids) == 1:
-            error = RefusedError(
-                ErrorCode.UNEXPECTED, f"{type(refused.error).__name__}: {refused.error}"
-            )
-            return _settled(
-                policy, ids=refused.ids, limit=1, charged=charged, guilty={refused.ids[0]: error}
-            )
+            return _blamed(work, refused.ids[0], refused.error)
         result = Result()
         middle = len(refused.ids) // 2
         for half in (refused.ids[:middle], refused.ids[middle:]):
-            result.add(_isolated(policy, ids=half, limit=len(half), charged=charged))
+            result.add(_isolated(replace(work, ids=half, limit=len(half))))
+        result.claimed = refused.claimed
+        return result
+
+
+def _blamed(work: _Work, pk: int, error: DatabaseError) -> Result:
+    """Charge the one entry the database refuses; where even that is refused it stays as it is."""
+    refusal = RefusedError(ErrorCode.UNEXPECTED, f"{type(error).__name__}: {error}")
+    try:
+        return _settled(replace(work, ids=[pk], limit=1, guilty={pk: refusal}))
+    except BatchRefusedError as refused:
+        logger.exception(
+            "entry_not_charged",
+            extra={"entry": pk, "code": code_of(refused.error), "detail": refusal.text},
+        )
+        return Result(claimed=1, errors=[refused.error])
+
+
+def _settled(work: _Work) -> Result:
+    """Post a batch, making missing accounts first; then park and release followers."""
+    result = _posted(work)
+    if result.claimed:
+        faultpoint("outbox.after_commit")
+    try:
+        with_retries(lambda: _settle_followers(work.policy, result))
+    except (DatabaseError, InterfaceError) as error:
+        # What was posted is to be counted all the same; those claimed too early wait then.
+        logger.warning("followers_not_settled", extra={"error": str(error)})
     return result
 
 
-def _settled(
-    policy: Policy,
-    *,
-    ids: Sequence[int] | None,
-    limit: int,
-    charged: bool,
-    guilty: dict[int, RefusedError] | None = None,
-) -> Result:
-    """Post a batch, making missing accounts first; then park and release followers."""
-    for _ in range(MISSING_ACCOUNT_ROUNDS):
+def _posted(work: _Work) -> Result:
+    """Post a batch, again after making accounts; each try may claim others."""
+    made: set[AccountKey] = set()
+    while True:
         try:
-            with transaction.atomic():
-                result = _Batch(policy, charged=charged, guilty=guilty or {}).post(
-                    ids=ids, limit=limit
-                )
-                faultpoint("outbox.before_commit")
-                if result.claimed:
-                    policy.seal()
-            break
+            return with_retries(lambda: _committed(work))
         except MissingAccountsError as missing:
-            rows.make_accounts(missing.keys)
-    else:
-        raise RuntimeError("accounts that were made are still missing")
-    if result.claimed:
-        faultpoint("outbox.after_commit")
-    _settle_followers(policy, result)
+            if made >= missing.keys:
+                raise
+            made |= missing.keys
+            with_retries(partial(rows.make_accounts, missing.keys))
+
+
+def _committed(work: _Work) -> Result:
+    """Post a batch in one transaction."""
+    with transaction.atomic():
+        result = _Batch(work).post()
+        faultpoint("outbox.before_commit")
+        if result.claimed:
+            work.policy.seal()
     return result
 
 
@@ -176,48 +220,48 @@ def _settle_followers(policy: Policy, result: Result) -> None:
     with a drain that holds a follower. A crash in between costs nothing: followers that
     are claimed too early are found blocked and parked then.
     """
-    for head in result.failures:
-        result.parked += parking.park_all_behind(head, cap_s=policy.cap_s)
-    for head, waiting in result.behind.items():
-        if head not in result.failures:
-            result.parked += parking.park_behind(head, waiting, cap_s=policy.cap_s)
-    healed = [entry.aggregate for entry in result.posted if entry.attempts]
-    if healed:
-        result.released = parking.release(healed)
+    parked = parking.park_behind(result.behind, cap_s=policy.cap_s) if result.behind else 0
+    healed = {entry.aggregate for entry in result.posted + result.duplicates if entry.attempts}
+    healed -= result.held_back
+    result.released = parking.release(healed) if healed else 0
+    result.parked = parked
 
 
 class _Batch:
     """One batch within its transaction."""
 
-    def __init__(self, policy: Policy, *, charged: bool, guilty: dict[int, RefusedError]) -> None:
-        self.policy = policy
-        self.charged = charged
-        self.guilty = guilty
+    def __init__(self, work: _Work) -> None:
+        self.work = work
+        self.policy = work.policy
         self.now = db_now()
         self.result = Result()
         self.movements: dict[int, Movement] = {}
-        self.refusals: dict[int, RefusedError] = {}
+        self.refusals: dict[int, RefusedError] = dict(work.guilty)
         self.postponed: set[int] = set()
         self.charges: list[rows.Charge] = []
 
-    def post(self, *, ids: Sequence[int] | None, limit: int) -> Result:
+    def post(self) -> Result:
         """Claim, judge and write one batch."""
-        entries = rows.claim(limit) if ids is None else rows.claim_these(ids)
+        ids = self.work.ids
+        entries = rows.claim(self.work.limit) if ids is None else rows.claim_these(ids)
         self.result.claimed = len(entries)
-        if not entries:
-            return self.result
-        workable = self._in_order(entries)
-        known = rows.posted_hashes([entry.event_key for entry in workable])
-        self._read(workable, known)
-        accounts = self._lock_accounts()
-        self._walk(workable, known, accounts)
+        workable = self._in_order(entries) if entries else []
         try:
-            self._write(accounts)
+            if workable:
+                self._work(workable)
         except DatabaseError as error:
             if is_infrastructure(error):
                 raise
-            raise BatchRefusedError([entry.id for entry in workable], error) from error
+            worked = [entry.id for entry in workable]
+            raise BatchRefusedError(worked, len(entries), error) from error
         return self.result
+
+    def _work(self, entries: Sequence[rows.Claimed]) -> None:
+        known = rows.posted_hashes([entry.event_key for entry in entries])
+        self._read(entries, known)
+        accounts = self._lock_accounts()
+        self._walk(entries, known, accounts)
+        self._write(accounts)
 
     def _in_order(self, entries: Sequence[rows.Claimed]) -> list[rows.Claimed]:
         """Return the entries by id, less those behind an entry outside the batch."""
@@ -233,7 +277,6 @@ class _Batch:
 
     def _read(self, entries: Iterable[rows.Claimed], known: dict[str, str]) -> None:
         vendor = connection.vendor
-        self.refusals |= self.guilty
         for entry in entries:
             if entry.id in self.refusals or entry.event_key in known:
                 continue
@@ -264,16 +307,30 @@ class _Batch:
             if head is not None:
                 self.result.behind.setdefault(head, []).append(entry.id)
                 continue
-            if entry.id in self.postponed:
-                self.result.postponed.append(entry.id)
+            if not self._settles(entry, known, accounts):
                 heads[entry.aggregate] = entry.id
-                continue
-            try:
-                self._judge(entry, known, accounts)
-            except RefusedError as refusal:
-                self.result.failures[entry.id] = refusal
-                heads[entry.aggregate] = entry.id
-                self._charge(entry, refusal)
+        self.result.held_back = set(heads)
+
+    def _settles(
+        self,
+        entry: rows.Claimed,
+        known: dict[str, str],
+        accounts: dict[AccountKey, rows.AccountRow],
+    ) -> bool:
+        """Judge one entry; False: it stays, and those behind it must wait."""
+        if entry.killed and not self.work.charged:
+            self.result.suspects.append(entry.id)
+            return False
+        if entry.id in self.postponed:
+            self.result.postponed.append(entry.id)
+            return False
+        try:
+            self._judge(entry, known, accounts)
+        except RefusedError as refusal:
+            self.result.failures[entry.id] = refusal
+            self._charge(entry, refusal)
+            return False
+        return True
 
     def _judge(
         self,
@@ -283,14 +340,9 @@ class _Batch:
     ) -> None:
         """Move the balances as the entry asks, or refuse it and move nothing."""
         try:
-            faultpoint(f"outbox.entry:{entry.event_key}")
-            if entry.id in self.refusals:
-                raise self.refusals[entry.id]
-            if entry.event_key in known:
-                self._judge_known(entry, known[entry.event_key])
-            else:
-                _move(self.movements[entry.id], accounts)
-                self.result.posted.append(entry)
+            if entry.id not in self.work.guilty:
+                faultpoint(f"outbox.entry:{entry.event_key}")
+            self._move_or_refuse(entry, known, accounts)
         except RefusedError:
             raise
         except Exception as error:
@@ -305,15 +357,25 @@ class _Batch:
             text = f"{type(error).__name__}: {error}"
             raise RefusedError(ErrorCode.UNEXPECTED, text) from error
 
-    def _judge_known(self, entry: rows.Claimed, posted_hash: str) -> None:
-        if posted_hash != entry.content_hash:
-            raise RefusedError(
-                ErrorCode.KEY_CONFLICT, "this key was posted before with other content"
-            )
-        self.result.duplicates.append(entry)
+    def _move_or_refuse(
+        self,
+        entry: rows.Claimed,
+        known: dict[str, str],
+        accounts: dict[AccountKey, rows.AccountRow],
+    ) -> None:
+        if entry.id in self.refusals:
+            raise self.refusals[entry.id]
+        if entry.event_key not in known:
+            _move(self.movements[entry.id], accounts)
+            self.result.posted.append(entry)
+        elif known[entry.event_key] == entry.content_hash:
+            self.result.duplicates.append(entry)
+        else:
+            text = "this key was posted before with other content"
+            raise RefusedError(ErrorCode.KEY_CONFLICT, text)
 
     def _charge(self, entry: rows.Claimed, refusal: RefusedError) -> None:
-        attempts = entry.attempts if self.charged else entry.attempts + 1
+        attempts = entry.attempts if self.work.charged else entry.attempts + 1
         if attempts >= self.policy.max_attempts:
             self.result.dead.append(entry.id)
         log = logger.info if refusal.code is not ErrorCode.UNEXPECTED else logger.warning

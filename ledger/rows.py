@@ -25,7 +25,13 @@ _PLACES = Decimal(1).scaleb(-QUANTITY_PLACES)
 
 ENTRY = OutboxEntry._meta.db_table
 ACCOUNT = Account._meta.db_table
-CLAIM_COLUMNS = "id, event_key, event_type, aggregate, payload, content_hash, attempts, created_at"
+DIED = "the worker died while it worked this entry"
+CLAIM_COLUMNS = (
+    "id, event_key, event_type, aggregate, payload, content_hash, attempts, created_at,"
+    f" last_error = '{DIED}'"
+)
+CHARGES_AT_ONCE = 50
+ACCOUNTS_AT_ONCE = 500
 NOW = {"mysql": "UTC_TIMESTAMP(6)", "sqlite": "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')"}
 
 
@@ -40,6 +46,8 @@ class Claimed(NamedTuple):
     content_hash: str
     attempts: int
     created_at: Any
+    killed: bool
+    """Its last attempt ended with the death of its worker."""
 
 
 @dataclass
@@ -65,7 +73,8 @@ class Charge(NamedTuple):
 
 
 def _skip_locked() -> str:
-    return " FOR UPDATE SKIP LOCKED" if connection.features.has_select_for_update_skip_locked else ""
+    skip_locked = connection.features.has_select_for_update_skip_locked
+    return " FOR UPDATE SKIP LOCKED" if skip_locked else ""
 
 
 def _for_update() -> str:
@@ -107,6 +116,40 @@ def _marks(values: Collection[Any]) -> str:
     return ", ".join(["%s"] * len(values))
 
 
+def _by_aggregate() -> str:
+    """Return the hint for seeks in an aggregate: one that is hot would mislead the optimizer."""
+    hint = {"mysql": "FORCE INDEX (outbox_aggregate)", "sqlite": "INDEXED BY outbox_aggregate"}
+    return hint[connection.vendor]
+
+
+def _seek(status: EntryStatus) -> str:
+    """Return a subquery for the first id of ``status`` in the aggregate of ``e``."""
+    return (
+        f"(SELECT p.id FROM {ENTRY} p {_by_aggregate()}"  # noqa: S608 - constants
+        f" WHERE p.aggregate = e.aggregate AND p.status = '{status.value}'"
+        f" ORDER BY p.id LIMIT 1"
+    )
+
+
+def standings_sql(samples: Collection[int], count: int) -> str:
+    """Return the statement of ``standings``: a few index seeks an aggregate."""
+    first, dead = _seek(EntryStatus.PENDING), _seek(EntryStatus.DEAD)
+    return (
+        f"SELECT e.aggregate, {first}), {first} OFFSET {count - 1}), {dead})"  # noqa: S608
+        f" FROM {ENTRY} e WHERE e.id IN ({_marks(samples)})"
+    )
+
+
+def standings(
+    samples: Sequence[int], count: int
+) -> list[tuple[str, int | None, int | None, int | None]]:
+    """Return how the aggregates of these entries (one of each) stand.
+
+    The aggregate, its first pending entry, the ``count``-th pending one, the first dead one.
+    """
+    return _fetch(standings_sql(samples, count), samples)
+
+
 def posted_hashes(event_keys: Sequence[str]) -> dict[str, str]:
     """Return the content hash of each of these keys that was posted before."""
     if not event_keys:
@@ -115,7 +158,7 @@ def posted_hashes(event_keys: Sequence[str]) -> dict[str, str]:
         f"SELECT event_key, content_hash FROM {Transaction._meta.db_table}"  # noqa: S608
         f" WHERE event_key IN ({_marks(event_keys)})"
     )
-    return dict(_fetch(sql, event_keys))  # type: ignore[arg-type]
+    return dict(_fetch(sql, event_keys))
 
 
 def make_accounts(keys: Collection[AccountKey]) -> None:
@@ -194,9 +237,12 @@ def insert_postings(postings: Iterable[tuple[int, int, int, Decimal]]) -> None:
 
 
 def store_balances(accounts: Sequence[AccountRow]) -> None:
-    """Store the balances of locked accounts in one statement."""
-    if not accounts:
-        return
+    """Store the balances of locked accounts, hundreds in one statement."""
+    for start in range(0, len(accounts), ACCOUNTS_AT_ONCE):
+        _store_balances(accounts[start : start + ACCOUNTS_AT_ONCE])
+
+
+def _store_balances(accounts: Sequence[AccountRow]) -> None:
     cases = " ".join(["WHEN %s THEN %s"] * len(accounts))
     sql = (
         f"UPDATE {ACCOUNT} SET balance = CASE id {cases} END"  # noqa: S608 - constants
@@ -243,6 +289,7 @@ def store_charges(charges: Sequence[Charge], *, actor: str) -> None:
             for charge in charges
         ],
         ["status", "attempts", "next_attempt_at", "last_error_code", "last_error"],
+        batch_size=CHARGES_AT_ONCE,
     )
     for charge in charges:
         if charge.dead:

@@ -1,0 +1,236 @@
+"""Outages and races of two drains: nobody is charged, nothing is lost, nothing posted twice."""
+
+import threading
+
+import pytest
+from django.db import OperationalError, connection
+
+from ledger import parking, posting
+from ledger.models import Account, OutboxEntry, Posting, Transaction
+from ledger.posting import post_due, post_these
+from recovery.errors import DEADLOCK, LOCK_WAIT_TIMEOUT, code_of
+from tests.ledger.entries import (
+    WORLD,
+    Background,
+    assert_books_balance,
+    balance,
+    drain,
+    fresh,
+    into,
+    lines,
+    make_due,
+    policy,
+    put,
+    refusing,
+    somebody_waits,
+    state,
+    store,
+)
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.mariadb]
+
+
+def two_accounts():
+    put("in", lines(("stock:OAK", "1"), ("stock:ASH", "1"), (WORLD, "-2")))
+    drain()
+    return sorted(Account.objects.get(code=code).pk for code in ("stock:ASH", "stock:OAK"))
+
+
+def test_deadlock_is_tried_again_and_charges_nobody(second_connection, eventually, caplog):
+    first, last = two_accounts()
+    entry = put("k", lines(("stock:OAK", "1"), ("stock:ASH", "1"), (WORLD, "-2")))
+    caplog.set_level("INFO", "recovery.errors")
+    with second_connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        # The victim is who has changed less: let that be the drain.
+        cursor.execute("UPDATE ledger_transaction SET event_type = CONCAT(event_type, '!')")
+        cursor.execute(
+            "INSERT INTO ledger_transaction (event_key, event_type, content_hash, posted_at)"
+            " SELECT CONCAT('x', seq), '', '', NOW() FROM seq_1_to_1000"
+        )
+        cursor.execute("SELECT 1 FROM ledger_account WHERE id = %s FOR UPDATE", [last])
+        drained = Background(lambda: post_due(policy(), limit=10))
+        eventually(somebody_waits)
+        cursor.execute("SELECT 1 FROM ledger_account WHERE id = %s FOR UPDATE", [first])
+        cursor.execute("ROLLBACK")
+    assert [it.id for it in drained.result().posted] == [entry.pk]
+    assert [it.code for it in caplog.records if it.msg == "database_retry"] == [DEADLOCK]
+    assert state(entry) == ("posted", 0, "")
+    assert_books_balance()
+
+
+def test_lock_wait_timeout_charges_nobody(second_connection, monkeypatch):
+    two_accounts()
+    entry = put("k", into("OAK", "1"))
+    bad = put("bad", into("ELM", "-1"))
+    before = fresh(entry)
+    monkeypatch.setattr(posting, "with_retries", lambda action: action())
+    with connection.cursor() as own, second_connection.cursor() as cursor:
+        own.execute("SET innodb_lock_wait_timeout = 1")
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT 1 FROM ledger_account FOR UPDATE")
+        with pytest.raises(OperationalError) as caught:
+            post_due(policy(), limit=10)
+        cursor.execute("ROLLBACK")
+        own.execute("SET innodb_lock_wait_timeout = 10")
+    assert code_of(caught.value) == LOCK_WAIT_TIMEOUT
+    assert {state(it) for it in (entry, bad)} == {("pending", 0, "")}
+    assert fresh(entry).next_attempt_at == before.next_attempt_at
+    drain()
+    assert (state(entry)[0], state(bad)[1]) == ("posted", 1)
+
+
+def cut(other):
+    """Return what cuts this thread's connection the first time it is called."""
+    left = [1]
+
+    def kill():
+        if left:
+            left.pop()
+            with connection.cursor() as own, other.cursor() as cursor:
+                own.execute("SELECT CONNECTION_ID()")
+                cursor.execute(f"KILL {own.fetchone()[0]}")
+
+    return kill
+
+
+def test_connection_cut_before_the_commit_posts_the_batch_once(second_connection):
+    good = [put(f"k{n}", into("OAK", "1")) for n in range(3)]
+    bad = put("bad", into("ELM", "-1"))
+    result = post_due(policy(seal=cut(second_connection)), limit=10)
+    assert len(result.posted) == 3
+    assert {state(it) for it in good} == {("posted", 0, "")}
+    assert state(bad) == ("pending", 1, "insufficient_balance")
+    assert balance("stock:OAK") == 3
+    assert_books_balance()
+
+
+def test_cut_after_the_commit_loses_no_counts(second_connection, monkeypatch, caplog):
+    put("head", into("ELM", "-1"), aggregate="lot:B")
+    follower = put("f", into("OAK", "1"), aggregate="lot:B")
+    put("k", into("OAK", "1"))
+    kill, park = cut(second_connection), parking.park_behind
+
+    def park_after_cut(*args, **kwargs):
+        kill()
+        return park(*args, **kwargs)
+
+    monkeypatch.setattr(parking, "park_behind", park_after_cut)
+    result = post_due(policy(), limit=10)
+    assert (len(result.posted), len(result.failures), result.parked) == (1, 1, 1)
+    assert state(follower) == ("pending", 0, "")
+
+
+def test_followers_that_cannot_be_parked_do_not_undo_the_batch(monkeypatch, caplog):
+    put("head", into("ELM", "-1"), aggregate="lot:B")
+    follower = put("f", into("OAK", "1"), aggregate="lot:B")
+    put("k", into("OAK", "1"))
+
+    def refuse(*_args, **_kwargs):
+        raise OperationalError(LOCK_WAIT_TIMEOUT, "Lock wait timeout exceeded")
+
+    monkeypatch.setattr(posting, "with_retries", lambda action: action())
+    with monkeypatch.context() as broken:
+        broken.setattr(parking, "park_behind", refuse)
+        assert len(post_due(policy(), limit=10).posted) == 1
+    assert "followers_not_settled" in caplog.text
+    assert drain().parked == 1
+    assert state(follower) == ("pending", 0, "")
+
+
+def test_deadlock_at_the_commit_of_one_half_does_not_lose_the_other():
+    entries = [put(f"k{n}", into("OAK", "13" if n == 0 else "1")) for n in range(8)]
+    failures = iter([None, None, OperationalError(DEADLOCK, "Deadlock found"), None])
+
+    def seal():
+        error = next(failures, None)
+        if error:
+            raise error
+
+    with refusing("ledger_posting", "NEW.quantity = 13"):
+        result = post_due(policy(seal=seal), limit=10)
+    assert (len(result.posted), list(result.failures)) == (7, [entries[0].pk])
+    assert {state(it)[1] for it in entries[1:]} == {0}
+    assert_books_balance()
+
+
+# Two drains at once
+
+
+def chain(aggregate, length):
+    """Return entries of which each takes what the one before brought."""
+    return [
+        (f"{aggregate}:{n}", aggregate,
+         lines((f"stock:{aggregate}-{n}", "1"),
+               (WORLD if n == 0 else f"stock:{aggregate}-{n - 1}", "-1")))
+        for n in range(length)
+    ]  # fmt: skip
+
+
+def test_two_drains_that_each_hold_what_the_other_waits_for_both_get_through(monkeypatch):
+    x1, x2 = store(chain("X", 2))
+    y1, y2 = store(chain("Y", 2))
+    both_claimed = threading.Barrier(2, timeout=30)
+    barriers, met = parking.barriers, threading.local()
+
+    def barriers_after_both_claimed(entries):
+        if not getattr(met, "once", False):
+            met.once = True
+            assert len(entries) == 2
+            both_claimed.wait()
+        return barriers(entries)
+
+    monkeypatch.setattr(parking, "barriers", barriers_after_both_claimed)
+
+    def work(*mine):
+        ids = [it.pk for it in mine]
+        for _ in range(50):
+            post_these(policy(), ids)
+            if not OutboxEntry.objects.pending().filter(pk__in=ids).exists():
+                return True
+        return False
+
+    drains = [Background(lambda: work(x1, y2)), Background(lambda: work(y1, x2))]
+    assert [it.result() for it in drains] == [True, True]
+    assert {state(it) for it in (x1, x2, y1, y2)} == {("posted", 0, "")}
+    assert_books_balance()
+
+
+def test_many_small_batches_of_two_drains_keep_every_order(monkeypatch):
+    monkeypatch.setattr(parking, "BUSY_HEAD_DELAY_S", 0.0)
+    woven = [entry for step in zip(*(chain(f"A{a}", 8) for a in range(25)), strict=True)
+             for entry in step]  # fmt: skip
+    store(woven)
+    start = threading.Barrier(2, timeout=30)
+
+    def work(limit):
+        start.wait()
+        for _ in range(2_000):
+            post_due(policy(), limit=limit)
+            if not OutboxEntry.objects.pending().exists():
+                return True
+        return False
+
+    drains = [Background(lambda limit=limit: work(limit)) for limit in (7, 11)]
+    assert [it.result() for it in drains] == [True, True]
+    assert not OutboxEntry.objects.exclude(status="posted", attempts=0).exists()
+    assert Transaction.objects.count() == len(woven)
+    assert Posting.objects.count() == 2 * len(woven)
+    assert_books_balance()
+
+
+def test_missing_accounts_made_by_two_drains_at_once_are_one_each():
+    store((f"k{n}", f"lot:{n}", into(f"SKU-{n % 20}", "1")) for n in range(100))
+    start = threading.Barrier(2, timeout=30)
+
+    def work():
+        start.wait()
+        drain(limit=10)
+
+    for it in [Background(work), Background(work)]:
+        it.result()
+    make_due()
+    drain()
+    assert Account.objects.count() == 21
+    assert balance(WORLD) == -100
+    assert_books_balance()
