@@ -1,6 +1,7 @@
 """The app's entry: finds every app's jobs, gauges and checks."""
 
 from django.apps import AppConfig
+from django.conf import settings
 from django.utils.module_loading import autodiscover_modules
 from django.utils.translation import gettext_lazy as _
 
@@ -13,6 +14,10 @@ class RecoveryConfig(AppConfig):
 
     def ready(self) -> None:
         """Import ``<app>/jobs.py``, ``<app>/metrics.py`` and this app's checks."""
-        from recovery import checks, sqlite  # noqa: F401
+        from recovery import checks, metrics, registry, sqlite, tallies  # noqa: F401
 
         autodiscover_modules("jobs", "metrics")
+        if settings.METRICS_ENABLED:
+            metrics.announce(job.name for job in registry.all_jobs())
+        if place := tallies.directory():
+            tallies.merge_a_crowd(place)

@@ -13,7 +13,8 @@ from django.db import DatabaseError, InterfaceError, close_old_connections, conn
 from django_q.brokers import get_broker
 from django_q.cluster import Cluster, Sentinel, get_mp_context
 
-from recovery import schedules, stopping
+from recovery import schedules, stopping, tallies
+from recovery.sideport import SidePort
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +80,10 @@ class GuardedSentinel(Sentinel):  # type: ignore[misc]
 class GuardedCluster(Cluster):  # type: ignore[misc]
     """A cluster whose parent process ticks, restarts a dead sentinel and kills its orphans."""
 
-    def __init__(self) -> None:
+    def __init__(self, sideport: SidePort | None = None) -> None:
         """Make a cluster; nothing is started yet."""
         super().__init__()
+        self.sideport = sideport
         self.ticker = schedules.Ticker(get_broker())
         self.stopped_by = ""
         self.restarts = 0
@@ -107,6 +109,8 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
         """Ask for a stop; the second signal ends everything at once."""
         if self.stopped_by:
             self._kill_group()
+            if self.sideport:
+                self.sideport.stop()
             os._exit(1)
         self.stopped_by = signal.Signals(signum).name
         stopping.ask()
@@ -118,6 +122,8 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
         while not self.stopped_by:
             if not self._guarded() and not self._restart():
                 return 1
+            if self.sideport:
+                self.sideport.keep()
             self._tick()
             self._sleep_until_next_second()
         return self._finish()
@@ -161,6 +167,7 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
         now = time.monotonic()
         if not self._mended_at or now - self._mended_at >= MEND_EVERY_S:
             schedules.mend()
+            _merge_tallies()
             self._mended_at = now
 
     @staticmethod
@@ -176,6 +183,8 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
         if not clean:
             logger.error("cluster_killed", extra={"grace_s": GRACE_S})
         self._kill_group()
+        if self.sideport:
+            self.sideport.stop()
         logger.info("cluster_stopped")
         return 0 if clean else 1
 
@@ -186,3 +195,13 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
         except (ProcessLookupError, PermissionError):
             return
         self.sentinel.join(1)
+
+
+def _merge_tallies() -> None:
+    """Merge the counters of dead workers, also where nobody scrapes."""
+    place = tallies.directory()
+    try:
+        if place:
+            tallies.merge_dead(place)
+    except OSError as error:
+        logger.warning("tallies_not_merged", extra={"error": str(error)})

@@ -10,12 +10,14 @@ from prometheus_client import Counter, Histogram
 
 from recovery import link
 from recovery.clock import db_now
-from recovery.models import Job, Sample
+from recovery.models import Sample
 
 JOB_RUNS = Counter("job_runs", "Runs of a job.", ["job"])
 JOB_FAILURES = Counter("job_failures", "Failed runs of a job.", ["job"])
 JOB_SKIPPED = Counter("job_skipped", "Runs that did not take place, by reason.", ["job", "reason"])
 JOB_DURATION = Histogram("job_duration_seconds", "Duration of a job's runs.", ["job"])
+
+SKIP_REASONS = ("locked", "no_lock", "paused")
 
 GaugeValues = Iterable[tuple[Mapping[str, str], float]]
 
@@ -36,6 +38,16 @@ def job_skipped(job: str, reason: str) -> None:
         JOB_SKIPPED.labels(job, reason).inc()
 
 
+def announce(jobs: Iterable[str]) -> None:
+    """Export the counters of ``jobs`` from zero: an alert on growth must see the first failure."""
+    for job in jobs:
+        JOB_RUNS.labels(job)
+        JOB_FAILURES.labels(job)
+        JOB_DURATION.labels(job)
+        for reason in SKIP_REASONS:
+            JOB_SKIPPED.labels(job, reason)
+
+
 @dataclass(frozen=True)
 class Gauge:
     """A sampled gauge: its values by label set, read from the database."""
@@ -43,16 +55,21 @@ class Gauge:
     name: str
     summary: str
     values: Callable[[], GaugeValues]
+    ages: bool = False
+    """Its values are ages: they grow with the age of their sample, but for those that are 0."""
 
 
 _gauges: dict[str, Gauge] = {}
 
 
-def gauge(name: str) -> Callable[[Callable[[], GaugeValues]], Callable[[], GaugeValues]]:
-    """Register the decorated function as the values of gauge ``name``."""
+def gauge(
+    name: str, *, ages: bool = False
+) -> Callable[[Callable[[], GaugeValues]], Callable[[], GaugeValues]]:
+    """Register the decorated function as the values of gauge ``name``; see ``Gauge.ages``."""
 
     def register(values: Callable[[], GaugeValues]) -> Callable[[], GaugeValues]:
-        _gauges[name] = Gauge(name, (values.__doc__ or "").strip().partition("\n")[0], values)
+        summary = (values.__doc__ or "").strip().partition("\n")[0]
+        _gauges[name] = Gauge(name, summary, values, ages)
         return values
 
     return register
@@ -104,14 +121,3 @@ def _conflict_fields() -> list[str] | None:
 def job_lock_degraded() -> GaugeValues:
     """1 while jobs are locked by the database alone though Redis is configured."""
     return [({}, float(link.is_down()))]
-
-
-@gauge("job_heartbeat_age_seconds")
-def job_heartbeat_age_seconds() -> GaugeValues:
-    """Seconds since each job's last heartbeat; since its row was made if it never ran."""
-    now = db_now()
-    rows = Job.objects.all()
-    return [
-        ({"job": row.name}, max(0.0, (now - (row.heartbeat_at or row.created_at)).total_seconds()))
-        for row in rows
-    ]

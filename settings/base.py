@@ -13,11 +13,16 @@ from redis.retry import Retry
 
 from settings.env import env
 from settings.jobs import *  # noqa: F403
-from settings.jobs import JOB_TASK_TIMEOUT_SEC
+from settings.jobs import JOB_TASK_TIMEOUT_SEC, METRICS_ENABLED
 from settings.logs import logging_config
+from settings.metrics import count_in
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VAR_DIR = Path(env.text("VAR_DIR") or BASE_DIR / "var").resolve()
+
+# Before anything makes a metric.
+METRICS_DIR = Path(env.text("PROMETHEUS_MULTIPROC_DIR") or VAR_DIR / "metrics").resolve()
+METRICS_SHARED = METRICS_ENABLED and count_in(METRICS_DIR)
 
 DEBUG = env.boolean("DEBUG", default=False)
 DATABASE_URL = env.url(
@@ -63,9 +68,13 @@ INSTALLED_APPS = [
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
     "django_q",
+    "django_prometheus",
 ]
 
+# The probes answer whatever host name or scheme they are asked by: before all the rest.
 MIDDLEWARE = [
+    "recovery.probes.ProbeMiddleware",
+    "django_prometheus.middleware.PrometheusBeforeMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -75,7 +84,11 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_prometheus.middleware.PrometheusAfterMiddleware",
 ]
+if not METRICS_ENABLED:
+    MIDDLEWARE = [name for name in MIDDLEWARE if not name.startswith("django_prometheus.")]
+PROMETHEUS_EXPORT_MIGRATIONS = False
 
 ROOT_URLCONF = "settings.urls"
 WSGI_APPLICATION = "settings.wsgi.application"
@@ -138,6 +151,8 @@ def database(url: str) -> dict[str, Any]:
         Path(config["NAME"]).parent.mkdir(parents=True, exist_ok=True)
         config["OPTIONS"] = SQLITE_OPTIONS | options
         config["TEST"] = {"NAME": str(VAR_DIR / "test.sqlite3")}
+    if METRICS_ENABLED:
+        config["ENGINE"] = config["ENGINE"].replace("django.db.", "django_prometheus.db.")
     return config
 
 
@@ -149,9 +164,14 @@ REDIS_TIMEOUT_SEC = env.number("REDIS_TIMEOUT_SEC", 1, low=0.05, high=30)
 def cache(url: str) -> dict[str, Any]:
     """Return Django's settings of the cache: Redis at ``url``, else this process's memory."""
     if not url:
-        return {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+        backends = "django_prometheus" if METRICS_ENABLED else "django.core"
+        return {"BACKEND": f"{backends}.cache.backends.locmem.LocMemCache"}
     return {
-        "BACKEND": "django_redis.cache.RedisCache",
+        "BACKEND": (
+            "django_prometheus.cache.backends.redis.RedisCache"
+            if METRICS_ENABLED
+            else "django_redis.cache.RedisCache"
+        ),
         "LOCATION": url,
         "KEY_PREFIX": "recovery",
         "OPTIONS": {

@@ -106,17 +106,6 @@ def test_embedded_mode_is_not_degraded(no_redis):
     assert metrics.job_lock_degraded() == [({}, 0.0)]
 
 
-def test_heartbeat_age_grows_from_when_the_row_was_made(no_redis, monkeypatch):
-    register(monkeypatch)
-    Job.objects.update(created_at=db_now() - timedelta(days=1))
-    ((labels, never_ran),) = metrics.job_heartbeat_age_seconds()
-    assert labels == {"job": NAME}
-    assert never_ran == pytest.approx(86_400, abs=30)
-    runner.run_job(NAME)
-    ((_labels, ran),) = metrics.job_heartbeat_age_seconds()
-    assert ran < 60
-
-
 def test_lost_lease_stores_no_samples(no_redis, monkeypatch):
     collect = metrics.collect
 
