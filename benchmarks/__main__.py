@@ -1,13 +1,13 @@
 """Entries posted a second: ours by one worker and by two, beside the driver and one task each."""
 
-import contextlib
+import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import django
 
@@ -15,11 +15,19 @@ ROUNDS = 3
 ENTRIES = int(os.environ.get("BENCH_ENTRIES", "10000"))
 TASKS = int(os.environ.get("BENCH_TASKS", "600"))
 TASK_DEADLINE_S = 300
+SERVERS = ("DATABASE_URL", "REDIS_URL", "SECRET_KEY")
 JOB = "processLedgerOutbox"
 
 
 def main() -> int:
     """Measure three rounds, each with every contender, and print medians and ratios."""
+    with tempfile.TemporaryDirectory() as var:
+        os.environ |= {"PROMETHEUS_MULTIPROC_DIR": var, "DJANGO_SETTINGS_MODULE": "settings.base"}
+        return measure(var)
+
+
+def measure(var: str) -> int:
+    """Measure everything; ``var`` is an empty directory for the embedded database."""
     django.setup()
     from django.conf import settings
 
@@ -38,7 +46,29 @@ def main() -> int:
             rates[name].append(measure())
     rates["one django-q2 task an entry"] = [task_each()]
     report(rates)
+    report_latencies(var)
     return 0
+
+
+def report_latencies(var: str) -> None:
+    """Print how long single entries wait where the workers idle, in either mode."""
+    from recovery import pauses
+
+    pauses.resume(JOB, actor="cli:benchmark")
+    embedded = {key: value for key, value in os.environ.items() if key not in SERVERS}
+    say("seconds from the commit of one entry to its posting, workers idle")
+    for name, environ in (
+        ("MariaDB and Redis", dict(os.environ)),
+        ("embedded, SQLite", embedded | {"VAR_DIR": var}),
+    ):
+        found = json.loads(
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.latency"],
+                env=environ, check=True, stdout=subprocess.PIPE,
+            ).stdout
+        )  # fmt: skip
+        middle, worst = statistics.median(found), max(found)
+        say(f"  {name:<30} median {middle:6.3f}   worst of {len(found)}: {worst:6.3f}")
 
 
 def say(text: str) -> None:
@@ -116,6 +146,7 @@ def task_each() -> float:
     """Return entries a second where each has a django-q2 task, cluster running, all workers."""
     from django_q.tasks import async_task
 
+    from benchmarks.cluster import cluster
     from benchmarks.entries import publish_many
     from ledger.models import OutboxEntry
 
@@ -131,17 +162,6 @@ def task_each() -> float:
             _wait_until(lambda: not OutboxEntry.objects.pending().exists())
 
         return _rate(TASKS, run)
-
-
-@contextlib.contextmanager
-def cluster() -> Iterator[None]:
-    """Run a qcluster meanwhile."""
-    process = subprocess.Popen([sys.executable, "manage.py", "qcluster"], stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:
