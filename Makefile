@@ -12,7 +12,7 @@ EMBEDDED := env -u DATABASE_URL -u REDIS_URL -u SECRET_KEY -u RECOVERY_FAULTPOIN
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-clean test check bench coverage lock
+.PHONY: help setup demo demo-clean test check bench coverage messages screenshots lock
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,16 @@ bench: setup ## measure postings a second beside the driver and one task each
 
 coverage: setup ## branch coverage of the suite on MariaDB with Redis
 	$(EMBEDDED) $(RUN) -m tests.servers -- $(RUN) -m pytest --cov --cov-report=term $(ARGS)
+
+messages: setup ## gather strings to translate, and compile what is translated
+	@for app in recovery ledger splits; do \
+		mkdir -p $$app/locale; \
+		(cd $$app && ../$(RUN) -m django makemessages -l zh_Hans --no-wrap --add-location file \
+			--no-obsolete && ../$(RUN) -m django compilemessages -l zh_Hans) || exit; \
+	done
+
+screenshots: setup ## take the README's screenshots of a fresh demo
+	$(EMBEDDED) $(RUN) -m tests.browser.screenshots $(ARGS)
 
 UV ?= uv
 COMPILE := $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \

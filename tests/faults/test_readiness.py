@@ -1,14 +1,10 @@
 """What probes of a real web server answer while database and Redis come and go."""
 
-import json
-from contextlib import closing
-from http.client import HTTPConnection
-
 import pytest
 
 from tests import servers
 from tests.processes import Manage
-from tests.waiting import eventually
+from tests.web import Web
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -18,29 +14,6 @@ def private_mariadb():
     """Return a MariaDB server to kill and to freeze."""
     with servers.mariadb() as server:
         yield server
-
-
-class Web:
-    """A web server of the product, asked by address."""
-
-    def __init__(self, manage: Manage, **environment: str) -> None:
-        self.port = servers.free_port()
-        address = f"127.0.0.1:{self.port}"
-        self.started = manage.start("runserver", "--noreload", address, env=environment)
-        eventually(lambda: self.ask("/healthz")[0] == 200)
-
-    def ask(self, path: str) -> tuple[int, str]:
-        with closing(HTTPConnection("127.0.0.1", self.port, timeout=60)) as client:
-            try:
-                client.request("GET", path, headers={"Host": "somewhere.else"})
-                answer = client.getresponse()
-                return answer.status, answer.read().decode()
-            except ConnectionError:
-                return 0, ""
-
-    def ready(self) -> tuple[int, dict]:
-        status, body = self.ask("/readyz")
-        return status, json.loads(body)
 
 
 @pytest.mark.mariadb
