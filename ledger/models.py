@@ -1,5 +1,6 @@
 """Rows of the ledger: outbox entries, accounts, transactions and their postings."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Self
 
@@ -73,17 +74,21 @@ class OutboxQuerySet(models.QuerySet["OutboxEntry"]):
             .update(attempts=F("attempts") - 1, last_error_code="", last_error="")
         )
 
-    def park(self, until: datetime) -> int:
-        """Let entries that would be due earlier wait until ``until``; attempts stay as they are."""
-        return self.pending().filter(next_attempt_at__lt=until).update(next_attempt_at=until)
+    def park(self, ids: Sequence[int], until: datetime) -> int:
+        """Let entries that would be due earlier wait until ``until``; attempts stay as they are.
+
+        The caller has them locked. By their ids alone: by status as well, the database might
+        go through other entries, and wait for those that are locked.
+        """
+        return self.filter(pk__in=ids, next_attempt_at__lt=until).update(next_attempt_at=until)
 
     def parked(self) -> Self:
         """Return the entries that wait for another one: never tried, their time yet to come."""
         return self.pending().filter(attempts=0, next_attempt_at__gt=Now())
 
-    def unpark(self) -> int:
-        """Let entries be due now."""
-        return self.pending().update(next_attempt_at=Now())
+    def unpark(self, ids: Sequence[int]) -> int:
+        """Let entries that the caller has locked be due now; by their ids alone, as ``park``."""
+        return self.filter(pk__in=ids).update(next_attempt_at=Now())
 
 
 class OutboxEntry(models.Model):

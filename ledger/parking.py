@@ -1,4 +1,8 @@
-"""Keep the order within an aggregate: find what must wait, park it, release it."""
+"""Keep the order within an aggregate: find what must wait, park it, release it.
+
+Entries are locked first, by SKIP LOCKED, and then changed by their ids alone: a drain that hangs
+with some of them locked holds back nobody else.
+"""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -75,7 +79,7 @@ def park_behind(behind: Mapping[int, Sequence[int]], *, cap_s: float) -> int:
         for head, until in untils.items():
             together[until] += behind[head]
         for until, waiting in together.items():
-            parked += OutboxEntry.objects.filter(pk__in=waiting).park(until)
+            parked += OutboxEntry.objects.park(rows.lock_pending(waiting), until)
     return parked
 
 
@@ -90,15 +94,10 @@ def park_all_behind(head: int, *, cap_s: float) -> int:
             locked = _locked([head])
             if not locked or not locked[0].holds_back():
                 break
-            followers = OutboxEntry.objects.pending().filter(
-                aggregate=locked[0].aggregate, pk__gt=after
-            )
-            ends = followers.order_by("id").values_list("pk", flat=True)
-            end = ends[AT_ONCE - 1 : AT_ONCE].first()
-            last = end is None
-            some = followers if end is None else followers.filter(pk__lte=end)
-            parked += some.park(_until(locked[0], db_now(), cap_s))
-            after = end or after
+            ids = rows.lock_followers(locked[0].aggregate, after=after, limit=AT_ONCE)
+            parked += OutboxEntry.objects.park(ids, _until(locked[0], db_now(), cap_s))
+            last = len(ids) < AT_ONCE
+            after = ids[-1] if ids else after
     return parked
 
 
@@ -142,10 +141,10 @@ def release(aggregates: Collection[str]) -> int:
 
     For the aggregates of entries that were posted, redriven or discarded.
     """
-    parked = OutboxEntry.objects.parked().filter(aggregate__in=aggregates).order_by("id")
     released = 0
     while True:
-        ids = list(parked.values_list("pk", flat=True)[:AT_ONCE])
-        released += OutboxEntry.objects.filter(pk__in=ids).unpark() if ids else 0
+        with transaction.atomic():
+            ids = rows.lock_parked(aggregates, limit=AT_ONCE)
+            released += OutboxEntry.objects.unpark(ids)
         if len(ids) < AT_ONCE:
             return released

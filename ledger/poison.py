@@ -65,7 +65,7 @@ def _post_charged(policy: Policy, pk: int) -> Result:
     except (DatabaseError, InterfaceError) as error:
         if is_infrastructure(error):
             this.refund()
-            this.unpark()
+            OutboxEntry.objects.unpark([pk])
         raise
     if not (result.posted or result.duplicates or result.failures):
         this.refund()  # it waits for another entry, or for newer code

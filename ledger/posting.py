@@ -408,7 +408,7 @@ class _Batch:
         rows.store_charges(self.charges, actor=self.policy.actor)
         if result.postponed:
             until = self.now + timedelta(seconds=self.policy.unknown_version_delay_s)
-            OutboxEntry.objects.filter(pk__in=result.postponed).park(until)
+            OutboxEntry.objects.park(result.postponed, until)
 
 
 def _move(movement: Movement, accounts: dict[AccountKey, rows.AccountRow]) -> None:

@@ -112,6 +112,46 @@ def claim_these(ids: Sequence[int]) -> list[Claimed]:
     return [Claimed(*row) for row in _fetch(sql, list(ids))]
 
 
+def _ids(sql: str, parameters: Sequence[Any]) -> list[int]:
+    return [pk for (pk,) in _fetch(sql, parameters)]
+
+
+def lock_pending(ids: Sequence[int]) -> list[int]:
+    """Lock those of ``ids`` that are pending and not locked by somebody else; return them."""
+    if not ids:
+        return []
+    sql = (
+        f"SELECT id FROM {ENTRY} {_by_id()}"  # noqa: S608 - constants
+        f" WHERE id IN ({_marks(ids)}) AND status = 'pending' ORDER BY id{_skip_locked()}"
+    )
+    return _ids(sql, ids)
+
+
+def lock_followers(aggregate: str, *, after: int, limit: int) -> list[int]:
+    """Lock the first pending entries behind ``after`` that are not locked by somebody else."""
+    sql = (
+        f"SELECT id FROM {ENTRY} {_by_aggregate()}"  # noqa: S608 - constants
+        " WHERE aggregate = %s AND status = 'pending' AND id > %s"
+        f" ORDER BY id LIMIT %s{_skip_locked()}"
+    )
+    return _ids(sql, [aggregate, after, limit])
+
+
+def lock_parked(aggregates: Collection[str], *, limit: int) -> list[int]:
+    """Lock the first parked entries of ``aggregates`` that are not locked by somebody else.
+
+    Parked: pending and never tried, their time yet to come.
+    """
+    if not aggregates:
+        return []
+    sql = (
+        f"SELECT id FROM {ENTRY} {_by_aggregate()}"  # noqa: S608 - constants
+        f" WHERE aggregate IN ({_marks(aggregates)}) AND status = 'pending' AND attempts = 0"
+        f" AND next_attempt_at > {NOW[connection.vendor]} ORDER BY id LIMIT %s{_skip_locked()}"
+    )
+    return _ids(sql, [*aggregates, limit])
+
+
 def _by_id() -> str:
     """Return the hint that keeps a small table from being scanned: a scan locks what it passes."""
     return "FORCE INDEX (PRIMARY)" if connection.vendor == "mysql" else ""

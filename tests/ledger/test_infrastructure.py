@@ -1,13 +1,16 @@
 """Outages and races of two drains: nobody is charged, nothing is lost, nothing posted twice."""
 
 import threading
+from contextlib import contextmanager
+from datetime import timedelta
 
 import pytest
 from django.db import OperationalError, connection
 
-from ledger import parking, posting
+from ledger import parking, posting, rows
 from ledger.models import Account, OutboxEntry, Posting, Transaction
 from ledger.posting import post_due, post_these
+from recovery.clock import db_now
 from recovery.errors import DEADLOCK, LOCK_WAIT_TIMEOUT, code_of
 from tests.ledger.entries import (
     WORLD,
@@ -17,6 +20,7 @@ from tests.ledger.entries import (
     drain,
     fresh,
     into,
+    junk,
     lines,
     make_due,
     policy,
@@ -26,6 +30,8 @@ from tests.ledger.entries import (
     state,
     store,
 )
+from tests.ledger.test_query_plans import analyze
+from tests.ledger.test_volume import crowd
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.mariadb]
 
@@ -152,6 +158,81 @@ def test_deadlock_at_the_commit_of_one_half_does_not_lose_the_other():
     assert (len(result.posted), list(result.failures)) == (7, [entries[0].pk])
     assert {state(it)[1] for it in entries[1:]} == {0}
     assert_books_balance()
+
+
+# A drain that hangs with its entries locked
+
+
+@contextmanager
+def hung_drain(other, limit):
+    """Let another drain hang after its claim; yield the ids of what it has locked."""
+    analyze()
+    with connection.cursor() as own, other.cursor() as cursor:
+        own.execute("SET innodb_lock_wait_timeout = 1")
+        cursor.execute("BEGIN")
+        cursor.execute(rows.claim_sql(), [limit])
+        yield {row[0] for row in cursor.fetchall()}
+        cursor.execute("ROLLBACK")
+        own.execute("SET innodb_lock_wait_timeout = 10")
+
+
+def head_in_backoff(crowded=0):
+    """Return a failed entry whose next attempt is far; ``crowded``: with so many followers."""
+    head = put("head", into("OAK", "-1"), aggregate="lot:B")
+    post_due(policy(), limit=10)
+    later = db_now() + timedelta(seconds=600)
+    OutboxEntry.objects.filter(pk=head.pk).update(next_attempt_at=later)
+    head.refresh_from_db()
+    if crowded:
+        crowd(head, crowded)
+    return head
+
+
+@pytest.mark.parametrize("crowded", [0, 8_000])
+def test_followers_that_a_hung_drain_has_locked_starve_nobody(second_connection, crowded):
+    head_in_backoff(crowded)
+    followers = store((f"n{n}", "lot:B", into("ASH", "1")) for n in range(130))
+    healthy = put("healthy", into("ASH", "1"))
+    with hung_drain(second_connection, 50) as locked:
+        assert len(locked) == 50
+        results = [post_due(policy(), limit=50) for _ in range(4)]
+        assert state(healthy)[0] == "posted"
+    assert sum(it.parked for it in results) == 80
+    assert {state(it) for it in followers} == {("pending", 0, "")}
+
+
+@pytest.mark.parametrize("new", [3, 60])
+@pytest.mark.parametrize("crowded", [0, 8_000])
+def test_parking_waits_for_no_entry_of_others(second_connection, new, crowded):
+    head_in_backoff(crowded)
+    others = store((f"u{n}", f"lot:u{n}", into("ASH", "1")) for n in range(2))
+    store((f"n{n}", "lot:B", into("ASH", "1")) for n in range(new))
+    with hung_drain(second_connection, 2) as locked:
+        assert locked == {it.pk for it in others}
+        assert post_due(policy(), limit=new).parked == new
+
+
+@pytest.mark.parametrize("followers", [3, 200])
+def test_release_leaves_what_a_hung_drain_has_locked(second_connection, followers):
+    head = head_in_backoff()
+    waiting = store((f"n{n}", "lot:B", into("ASH", "1")) for n in range(followers))
+    with hung_drain(second_connection, 2) as locked:
+        assert locked == {it.pk for it in waiting[:2]}
+        parking.park_all_behind(head.pk, cap_s=60)
+        assert parking.release(["lot:B"]) == followers - 2
+        assert parking.release(["lot:B"]) == 0
+
+
+@pytest.mark.parametrize("new", [3, 60])
+def test_entries_for_newer_code_wait_for_no_entry_of_others(second_connection, new):
+    others = store((f"u{n}", f"lot:u{n}", into("ASH", "1")) for n in range(2))
+    newer = [junk(f"v{n}", {"schema_version": 2}) for n in range(new)]
+    healthy = put("healthy", into("OAK", "1"))
+    with hung_drain(second_connection, 2) as locked:
+        assert locked == {it.pk for it in others}
+        result = post_due(policy(), limit=100)
+    assert [it.id for it in result.posted] == [healthy.pk]
+    assert sorted(result.postponed) == [it.pk for it in newer]
 
 
 # Two drains at once
