@@ -19,7 +19,7 @@ from ledger.payloads import (
     read,
 )
 from recovery.clock import db_now
-from recovery.errors import code_of, is_infrastructure, with_retries
+from recovery.errors import code_of, is_infrastructure, is_too_large, with_retries
 from recovery.faultpoints import faultpoint
 from recovery.fields import InexactQuantityError, storable_quantity
 
@@ -250,7 +250,7 @@ class _Batch:
             if workable:
                 self._work(workable)
         except DatabaseError as error:
-            if is_infrastructure(error):
+            if is_infrastructure(error) and not is_too_large(error):
                 raise
             worked = [entry.id for entry in workable]
             raise BatchRefusedError(worked, len(entries), error) from error

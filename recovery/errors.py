@@ -23,6 +23,7 @@ DEADLOCK = 1213
 LOCK_WAIT_TIMEOUT = 1205
 NOWAIT_REFUSED = 3572  # MySQL; MariaDB answers 1205
 QUERY_INTERRUPTED = 1317
+PACKET_TOO_LARGE = (1153, 2020)  # the server, the client; the connection is gone in either case
 STATEMENT_TIMEOUTS = (1969, 3024)  # MariaDB, MySQL
 CONNECTION_CODES = (
     1040,
@@ -73,6 +74,11 @@ def code_of(error: BaseException) -> int:
 def is_row_locked(error: DatabaseError) -> bool:
     """Tell whether a row lock could not be had."""
     return code_of(error) in (LOCK_WAIT_TIMEOUT, NOWAIT_REFUSED) or "locked" in str(error)
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Tell whether a statement was larger than the server takes (``max_allowed_packet``)."""
+    return code_of(error) in PACKET_TOO_LARGE
 
 
 def is_infrastructure(error: BaseException) -> bool:

@@ -111,6 +111,36 @@ def test_connection_cut_before_the_commit_posts_the_batch_once(second_connection
     assert_books_balance()
 
 
+def large_statements(other, monkeypatch, *, most):
+    """Let the server refuse postings of more than ``most`` entries as it does: and hang up."""
+    insert = rows.insert_postings
+
+    def insert_or_hang_up(postings):
+        found = list(postings)
+        if len({entry for entry, *_ in found}) > most:
+            cut(other)()
+            raise OperationalError(1153, "Got a packet bigger than 'max_allowed_packet' bytes")
+        insert(found)
+
+    monkeypatch.setattr(rows, "insert_postings", insert_or_hang_up)
+
+
+def test_batch_that_is_too_large_for_the_server_is_halved(second_connection, monkeypatch):
+    entries = [put(f"k{n}", into("OAK", "1")) for n in range(7)]
+    large_statements(second_connection, monkeypatch, most=2)
+    assert len(post_due(policy(), limit=10).posted) == 7
+    assert {state(it) for it in entries} == {("posted", 0, "")}
+    assert_books_balance()
+
+
+def test_entry_that_alone_is_too_large_for_the_server_is_charged(second_connection, monkeypatch):
+    entry = put("k", into("OAK", "1"))
+    large_statements(second_connection, monkeypatch, most=0)
+    post_due(policy(), limit=10)
+    assert state(entry) == ("pending", 1, "unexpected")
+    assert "max_allowed_packet" in fresh(entry).last_error
+
+
 def test_cut_after_the_commit_loses_no_counts(second_connection, monkeypatch, caplog):
     put("head", into("ELM", "-1"), aggregate="lot:B")
     follower = put("f", into("OAK", "1"), aggregate="lot:B")

@@ -113,6 +113,17 @@ def test_batch_takes_the_same_statements_however_many_entries():
     assert statements("few", 10) == statements("many", 400)
 
 
+def test_no_statement_grows_beyond_what_servers_take():
+    """MariaDB takes 16 MB unless told otherwise, many are told 1 MB."""
+    for n in range(8):
+        codes = [f"stock:{n:03d}-{line:04d}-{'木' * 60}" for line in range(750)]
+        put(f"k{n}", lines(*((code, "1") for code in codes), (WORLD, "-750")))
+    with CaptureQueriesContext(connection) as queries:
+        assert len(drain().posted) == 8
+    assert max(len(it["sql"].encode()) for it in queries) < 500_000
+    assert Account.objects.count() == 6_001
+
+
 def test_failing_heads_with_a_follower_each_are_parked_in_the_same_statements():
     def statements(name, count):
         for n in range(count):
