@@ -201,6 +201,7 @@ class JobRun(models.Model):
             models.Index(fields=["job", "status", "fence"], name="jobrun_job_status_fence"),
             models.Index(fields=["job", "id"], name="jobrun_job_id"),
             models.Index(fields=["started_at"], name="jobrun_started_at"),
+            models.Index(fields=["status", "id"], name="jobrun_status_id"),  # the admin's filter
         ]
         constraints = [
             models.CheckConstraint(
@@ -279,6 +280,9 @@ class AuditRecord(AppendOnly):
             models.Index(fields=["target_type", "target_id", "id"], name="audit_target"),
             models.Index(fields=["action", "id"], name="audit_action"),
             models.Index(fields=["at"], name="audit_at"),
+            # For the admin's search.
+            models.Index(fields=["actor", "id"], name="audit_actor"),
+            models.Index(fields=["run_id", "id"], name="audit_run"),
         ]
         verbose_name = _("audit record")
         verbose_name_plural = _("audit records")

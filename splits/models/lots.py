@@ -81,6 +81,9 @@ class Lot(models.Model):
         indexes = [
             models.Index(fields=["sku", "unit", "status"], name="lot_sku_unit_status"),
             models.Index(fields=["root_code"], name="lot_root"),
+            # For the admin's filter and search.
+            models.Index(fields=["status", "id"], name="lot_status_id"),
+            models.Index(fields=["sku", "id"], name="lot_sku_id"),
         ]
         constraints = [
             models.CheckConstraint(

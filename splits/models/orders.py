@@ -73,6 +73,7 @@ class SplitOrder(models.Model):
             models.Index(
                 fields=["finalize_in_progress", "finalize_progress_at"], name="order_stuck"
             ),
+            models.Index(fields=["status", "id"], name="order_status_id"),  # the admin's filter
         ]
         constraints = [
             models.CheckConstraint(

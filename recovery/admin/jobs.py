@@ -1,0 +1,191 @@
+"""Jobs in the admin, to be looked at, paused and resumed."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models.functions import Now
+from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _text
+from django.utils.translation import gettext_lazy as _
+from django_q.models import Schedule
+
+from recovery import pauses, registry
+from recovery.admin import audited
+from recovery.admin.operations import OperatedAdmin, Operation
+from recovery.admin.rows import column
+from recovery.admin.runs import runs_table
+from recovery.admin.tables import (
+    NOTHING,
+    Table,
+    long_text,
+    moment,
+    moment_of,
+    shown,
+    span,
+    state,
+)
+from recovery.models import Job, RunStatus
+from recovery.wakeups import TASK
+
+SHOWN_ERROR = 120
+LATE_PERIODS = 3
+
+audited.register(
+    "job",
+    lambda name: Job.objects.filter(pk=name).first(),
+    actions=("job-paused", "job-resumed"),
+)
+
+PAUSE = Operation(
+    name="pause",
+    label=_("Pause"),
+    explanation=_(
+        "Ticks, wake-ups and run_job pass a paused job by. A run under way ends its batch."
+    ),
+    apply=lambda job, **author: pauses.pause(job.name, **author),
+    done=_("%(name)s is paused."),
+    already=_("%(name)s was paused already; nothing has been changed."),
+    fits=lambda job: job.paused_at is None,
+)
+RESUME = Operation(
+    name="resume",
+    label=_("Resume"),
+    explanation=_("The job runs again, at once and at every tick."),
+    apply=lambda job, **author: pauses.resume(job.name, **author),
+    done=_("%(name)s runs again."),
+    already=_("%(name)s was not paused; nothing has been changed."),
+    fits=lambda job: job.paused_at is not None,
+)
+
+
+@admin.register(Job)
+class JobAdmin(OperatedAdmin):
+    """Jobs: whether they run, when they last did, when they will."""
+
+    ordering = ("name",)
+    operations = (PAUSE, RESUME)
+    list_display = (
+        "name",
+        "state",
+        "heartbeat",
+        "lease",
+        "next_run",
+        "last_run",
+        "finished_shown",
+        "error_start",
+    )
+    fieldsets = (
+        (None, {"fields": ("name", "does", "period", "state", "next_run", "wake_shown")}),
+        (_("Heartbeat and lease"), {"fields": ("heartbeat", "heart", "lease", "fence")}),
+        (_("Last run"), {"fields": ("last_run", "started_shown", "finished_shown", "error")}),
+    )
+    started_shown = moment_of(Job, "last_started_at")
+    finished_shown = moment_of(Job, "last_finished_at")
+    wake_shown = moment_of(Job, "wake_requested_at")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
+        """Return the jobs with their next tick and the database's time."""
+        ticks = Schedule.objects.filter(func=TASK, name=OuterRef("name")).order_by("pk")
+        rows: QuerySet[Job] = (
+            super()
+            .get_queryset(request)
+            .annotate(next_run_at=Subquery(ticks.values("next_run")[:1]), now=Now())
+        )
+        return rows
+
+    def tables(self, row: Job) -> Iterable[Table]:
+        """Return the latest runs and the audit records."""
+        return runs_table(row), audited.records_table("job", row.name)
+
+    @column(_("does"))
+    def does(self, row: Job) -> str:
+        """Return what the job is for."""
+        known = _registered(row)
+        return known.summary if known else _text("This version of the program has no such job.")
+
+    @column(_("period"))
+    def period(self, row: Job) -> str:
+        """Return the time between two ticks."""
+        known = _registered(row)
+        return span(timedelta(seconds=known.period_s)) if known else NOTHING
+
+    @column(_("state"))
+    def state(self, row: Any) -> SafeString:
+        """Return whether the job is paused, at work, or waits."""
+        if row.paused_at:
+            text = _text("paused since %(moment)s") % {"moment": moment(row.paused_at)}
+            return state("paused", text)
+        return state("running", _text("at work")) if _is_held(row) else state("ok", _text("waits"))
+
+    @column(_("heartbeat"))
+    def heartbeat(self, row: Any) -> SafeString | str:
+        """Return the age of the heartbeat, marked where it is older than three periods."""
+        if not row.heartbeat_at:
+            return NOTHING
+        age = row.now - row.heartbeat_at
+        text = _text("%(age)s ago") % {"age": span(age)}
+        return state("late", text) if _is_late(row, age) else text
+
+    @column(_("heartbeat from"))
+    def heart(self, row: Job) -> Any:
+        """Return who beat last."""
+        if not row.heartbeat_host:
+            return NOTHING
+        return f"{row.heartbeat_host}, {_text('process')} {row.heartbeat_pid}"
+
+    @column(_("lease"))
+    def lease(self, row: Any) -> str:
+        """Return who holds the lease and for how long."""
+        if _is_held(row):
+            facts = {"owner": row.lease_owner, "span": span(row.lease_expires_at - row.now)}
+            return _text("%(owner)s, %(span)s left") % facts
+        if row.lease_owner:
+            return _text("free; expired under %(owner)s") % {"owner": row.lease_owner}
+        return _text("free")
+
+    @column(_("next run"))
+    def next_run(self, row: Any) -> str:
+        """Return the next tick."""
+        return moment(row.next_run_at)
+
+    @column(_("last run"))
+    def last_run(self, row: Job) -> Any:
+        """Return how the last run ended and how long it took."""
+        if not row.last_status:
+            return _text("never ran")
+        label = state(row.last_status, row.get_last_status_display())
+        if row.last_duration_s is None or row.last_status == RunStatus.RUNNING:
+            return label
+        return format_html("{} {:.3f} s", label, row.last_duration_s)
+
+    @column(_("last error"))
+    def error_start(self, row: Job) -> Any:
+        """Return the beginning of the last error."""
+        return shown(row.last_error[:SHOWN_ERROR])
+
+    @column(_("last error"))
+    def error(self, row: Job) -> Any:
+        """Return the last error."""
+        return long_text(row.last_error)
+
+
+def _registered(row: Job) -> registry.Job | None:
+    try:
+        return registry.get(row.name)
+    except registry.UnknownJobError:
+        return None
+
+
+def _is_held(row: Any) -> bool:
+    return bool(row.lease_owner and row.lease_expires_at and row.lease_expires_at > row.now)
+
+
+def _is_late(row: Job, age: timedelta) -> bool:
+    known = _registered(row)
+    late = known is not None and age.total_seconds() > LATE_PERIODS * known.period_s
+    return late and row.paused_at is None

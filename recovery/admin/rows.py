@@ -1,0 +1,92 @@
+"""The base of all our admins: rows that are looked at, with tables of what belongs to them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+
+from recovery.admin.lists import IndexedChangeList
+from recovery.admin.paging import CappedPaginator
+from recovery.admin.search import ExactSearchAdmin
+from recovery.admin.tables import Table
+
+
+class ReadOnlyAdmin(ExactSearchAdmin):
+    """Rows that nobody adds, changes or deletes here: guarded verbs do that.
+
+    Lists are in the order of an index, newest first; whatever would read a whole table is off.
+    """
+
+    ordering: ClassVar[tuple[str, ...]] = ("-id",)
+    sortable_by: ClassVar[tuple[str, ...]] = ()
+    list_per_page = 100
+    paginator = CappedPaginator
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    actions_selection_counter = False
+    change_form_template = "admin/recovery/object.html"
+
+    class Media:
+        """One style sheet for all our pages."""
+
+        css = {"all": ("recovery/admin.css",)}
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Refuse."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Refuse."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Refuse."""
+        return False
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[IndexedChangeList]:
+        """Return the list that keeps to its indexes."""
+        return IndexedChangeList
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        """Allow the filters of the list alone: any other column could be without an index."""
+        return lookup in {getattr(it, "parameter_name", None) for it in self.list_filter}
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show the list; refuse a POST by whoever has no action here."""
+        if request.method == "POST" and not self.get_actions(request):
+            raise PermissionDenied
+        return super().changelist_view(request, extra_context)
+
+    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
+        """Return the order of the index that serves the filters in the request."""
+        return self.ordering
+
+    def for_list(self, queryset: Any) -> Any:
+        """Return what the list reads of its rows; by default everything."""
+        return queryset
+
+    def tables(self, row: Any) -> Iterable[Table]:
+        """Return the tables on the page of ``row``."""
+        return ()
+
+    def buttons(self, request: HttpRequest, row: Any) -> Iterable[Mapping[str, Any]]:
+        """Return what the user may do to ``row``."""
+        return ()
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        """Add tables and buttons to the page of a row."""
+        row = context["original"]
+        context |= {"tables": list(self.tables(row)), "buttons": list(self.buttons(request, row))}
+        return super().render_change_form(request, context, *args, **kwargs)
+
+
+def column(description: Any, **options: Any) -> Callable[[Any], Any]:
+    """Return Django's ``admin.display`` with the description first."""
+    decorate: Callable[[Any], Any] = admin.display(description=description, **options)
+    return decorate

@@ -1,0 +1,5 @@
+"""Split orders and lots in Django's admin."""
+
+from splits.admin import breakers, lots, orders
+
+__all__ = ["breakers", "lots", "orders"]

@@ -1,0 +1,257 @@
+"""Split orders in the admin: lines, steps, children, ledger, and all that happened."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from django.conf import settings
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.db.models.functions import Left, Now
+from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _text
+from django.utils.translation import gettext_lazy as _
+
+from ledger.admin import origins
+from ledger.outbox import quantity_text
+from recovery.admin import audited
+from recovery.admin.lists import ChoiceFilter
+from recovery.admin.rows import ReadOnlyAdmin, column
+from recovery.admin.search import matching
+from recovery.admin.tables import (
+    NOTHING,
+    Table,
+    link,
+    long_text,
+    moment,
+    moment_of,
+    shown,
+    span,
+    state,
+)
+from splits import audit
+from splits.admin.lots import order_state
+from splits.admin.story import Story
+from splits.models import OrderStatus, SplitOrder, StepName
+
+SHOWN_ERROR = 120
+
+
+def order_of(event_key: str) -> SplitOrder | None:
+    """Return the order that published this event key."""
+    return SplitOrder.objects.filter(number=number_in(event_key)).first()
+
+
+def number_in(event_key: str) -> str:
+    """Return the number in ``split-order:<number>:<what>``."""
+    return event_key.removeprefix("split-order:").rpartition(":")[0]
+
+
+origins.register("split-order", order_of)
+audited.register(
+    audit.TARGET,
+    lambda number: SplitOrder.objects.filter(number=number).first(),
+    actions=(
+        audit.RECOVERED,
+        audit.FAILED,
+        audit.RETRY_LIMIT,
+        audit.QUARANTINED,
+        audit.RELEASED,
+        audit.RETRIED,
+        audit.CANCELLED,
+        audit.REVERSED,
+    ),
+)
+
+
+class OrderStatusFilter(ChoiceFilter):
+    """By where they stand."""
+
+    title = _("status")
+    parameter_name = "status"
+    values = OrderStatus.choices
+
+
+class ProgressFilter(ChoiceFilter):
+    """Those being finalized, and those of them that hang."""
+
+    title = _("finalization")
+    parameter_name = "finalization"
+    values = (("in_progress", _("in progress")), ("stuck", _("stuck")))
+
+    def narrowed(self, queryset: QuerySet[Any], value: str) -> QuerySet[Any]:
+        """Return the orders in progress, or those without progress for longer than allowed."""
+        if value == "stuck":
+            stuck: QuerySet[Any] = queryset.stuck(settings.JOB_FINALIZE_STUCK_THRESHOLD_SEC)  # type: ignore[attr-defined]
+            return stuck
+        in_progress: QuerySet[Any] = queryset.in_progress()  # type: ignore[attr-defined]
+        return in_progress
+
+
+@admin.register(SplitOrder)
+class SplitOrderAdmin(ReadOnlyAdmin):
+    """Split orders with their finalization."""
+
+    list_display = (
+        "number",
+        "lot",
+        "stands",
+        "finalize_attempts",
+        "recovery_count",
+        "next_finalize",
+        "error_start",
+        "finalized",
+        "created",
+    )
+    list_filter = (OrderStatusFilter, ProgressFilter)
+    sortable_by = ("created",)
+    search_fields = ("number", "source_lot__code", "id")
+    search_help_text = _("Exactly: a number, the code of the lot it splits, an event key or an id.")
+    fieldsets = (
+        (None, {"fields": ("number", "source_lot", "stands", "created", "finalized")}),
+        (
+            _("Finalization"),
+            {
+                "fields": (
+                    "progress",
+                    "finalize_attempts",
+                    "next_finalize",
+                    "recovery_count",
+                    "finalize_epoch",
+                    "error",
+                )
+            },
+        ),
+    )
+    created = moment_of(SplitOrder, "created_at")
+    finalized = moment_of(SplitOrder, "finalized_at")
+    next_finalize = moment_of(SplitOrder, "next_finalize_at")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[SplitOrder]:
+        """Return the orders with the database's time, by which they are stuck or not."""
+        rows: QuerySet[SplitOrder] = super().get_queryset(request).annotate(now=Now())
+        return rows
+
+    def for_list(self, queryset: Any) -> Any:
+        """Read the beginning of the error, and the lots in a statement of their own."""
+        return (
+            queryset.defer("last_finalize_error", "recovered_at")
+            .annotate(error_begins=Left("last_finalize_error", SHOWN_ERROR))
+            .prefetch_related("source_lot")
+        )
+
+    def matches(self, term: str) -> Iterator[Iterable[Any]]:
+        """Yield what the fields say; an event key or an aggregate stands for its order or lot."""
+        yield from super().matches(term)
+        if term.startswith("split-order:"):
+            yield matching(SplitOrder, "number", number_in(term))
+        elif term.startswith("lot:"):
+            yield matching(SplitOrder, "source_lot__code", term.removeprefix("lot:"))
+
+    def tables(self, row: SplitOrder) -> Iterable[Table]:
+        """Return steps, timeline, ledger, lines and child lots."""
+        story = Story(row)
+        return (
+            steps_table(story),
+            story.timeline(),
+            story.ledger(),
+            lines_table(row),
+            children_table(row),
+        )
+
+    @column(_("source lot"))
+    def lot(self, row: SplitOrder) -> SafeString:
+        """Return the source lot with a link to its page."""
+        return link(row.source_lot)
+
+    @column(_("status"))
+    def stands(self, row: Any) -> SafeString:
+        """Return where the order stands, and whether it hangs."""
+        return state("late", _text("stuck")) if _is_stuck(row) else order_state(row)
+
+    @column(_("in progress"))
+    def progress(self, row: Any) -> Any:
+        """Return who finalizes the order, since when, and the age of the last progress."""
+        if not row.finalize_in_progress:
+            return _text("no")
+        text = _text("since %(start)s by %(owner)s; last progress %(age)s ago") % {
+            "start": moment(row.finalize_started_at),
+            "owner": row.finalize_owner,
+            "age": span(_age(row)),
+        }
+        return format_html("{} {}", self.stands(row), text)
+
+    @column(_("last error"))
+    def error_start(self, row: Any) -> Any:
+        """Return the beginning of the last error."""
+        return shown(row.error_begins)
+
+    @column(_("last error"))
+    def error(self, row: SplitOrder) -> Any:
+        """Return why the last attempt failed."""
+        if not row.last_finalize_error_code:
+            return NOTHING
+        text = long_text(row.last_finalize_error)
+        return format_html("{}{}", row.last_finalize_error_code, text)
+
+
+def _age(row: Any) -> Any:
+    return row.now - (row.finalize_progress_at or row.created_at)
+
+
+def _is_stuck(row: Any) -> bool:
+    threshold_s = settings.JOB_FINALIZE_STUCK_THRESHOLD_SEC
+    return bool(row.finalize_in_progress and _age(row).total_seconds() > threshold_s)
+
+
+def steps_table(story: Story) -> Table:
+    """Return the five steps, done and not yet done."""
+    done = {step.name: step for step in story.steps}
+    return Table(
+        title=_text("Steps"),
+        columns=(_text("Step"), _text("State"), _text("Done at"), _text("Epoch")),
+        rows=[
+            (
+                name.label,
+                state("done", _text("done")) if name in done else _text("not yet"),
+                done[name].completed_at if name in done else None,
+                done[name].epoch if name in done else None,
+            )
+            for name in StepName
+        ],
+        empty="",
+    )
+
+
+def lines_table(order: SplitOrder) -> Table:
+    """Return the order's lines."""
+    return Table(
+        title=_text("Lines"),
+        columns=(_text("Line"), _text("Kind"), _text("SKU"), _text("Quantity")),
+        rows=[
+            (it.line, it.get_kind_display(), it.sku, quantity_text(it.quantity))
+            for it in order.lines.order_by("line")
+        ],
+        empty=_text("It has no lines."),
+        numeric=frozenset({3}),
+    )
+
+
+def children_table(order: SplitOrder) -> Table:
+    """Return the lots that the order made."""
+    return Table(
+        title=_text("Child lots"),
+        columns=(_text("Lot"), _text("SKU"), _text("Quantity"), _text("Status")),
+        rows=[
+            (
+                link(it),
+                it.sku,
+                f"{quantity_text(it.quantity)} {it.unit}",
+                state(it.status, it.get_status_display()),
+            )
+            for it in order.outputs.order_by("code")
+        ],
+        empty=_text("None yet: the step “create outputs” makes them."),
+        numeric=frozenset({2}),
+    )
