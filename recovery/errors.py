@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
 from django.db import (
@@ -11,6 +11,8 @@ from django.db import (
     DataError,
     IntegrityError,
     InterfaceError,
+    NotSupportedError,
+    ProgrammingError,
     close_old_connections,
 )
 
@@ -46,12 +48,17 @@ NODE_CODES = (1047,)  # a Galera node that is not ready
 READ_ONLY_CODES = (1290, 1792, 1836)
 FULL_CODES = (1021, 1026, 1030, 1037, 1038, 1041, 1114)
 CLIENT_CODES = range(2000, 2100)
-INFRASTRUCTURE_CODES = frozenset(
+PASSING_CODES = frozenset(
     {DEADLOCK, LOCK_WAIT_TIMEOUT, NOWAIT_REFUSED, QUERY_INTERRUPTED, *STATEMENT_TIMEOUTS}
     | {*CONNECTION_CODES, *LOGIN_CODES, *NODE_CODES, *READ_ONLY_CODES, *FULL_CODES}
     | {*CLIENT_CODES}
 )
-SQLITE_INFRASTRUCTURE = (
+SETUP_CODES = frozenset(
+    {1036, 1142, 1143, 1227, 1370}  # a right that is missing
+    | {1054, 1136, 1146, 1176, 1305, 1356, 1364, 1449}  # a table, column, index, routine, default
+    | {1206}  # too small a table of locks
+)
+SQLITE_PASSING = (
     "database is locked",
     "database table is locked",
     "disk i/o error",
@@ -61,6 +68,7 @@ SQLITE_INFRASTRUCTURE = (
     "image is malformed",
     "file is not a database",
 )
+SQLITE_SETUP = ("no such", "has no column", "syntax error")
 ATTEMPTS = 4
 PAUSE_S = 0.05
 
@@ -84,22 +92,39 @@ def is_too_large(error: BaseException) -> bool:
 def is_infrastructure(error: BaseException) -> bool:
     """Tell whether the database's state, not the row at hand, made this error.
 
+    It passes, or the setup is broken: a missing table, column or right, which fails every row.
+    """
+    return is_passing(error) or _is_broken_setup(error)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Tell whether a second try can mend what the database's state made.
+
     Deadlock, lock wait timeout, lost connection, refused login, read-only fail-over, a full disk.
     """
     if isinstance(error, InterfaceError):
         return True
-    if not isinstance(error, DatabaseError):
-        return False
-    if isinstance(error, IntegrityError | DataError):
+    return _is_systemic(error, PASSING_CODES, SQLITE_PASSING)
+
+
+def _is_broken_setup(error: BaseException) -> bool:
+    if isinstance(error, NotSupportedError):
+        return True
+    # Without the server's code it is the driver's or Django's, about the values or our own code.
+    if isinstance(error, ProgrammingError) and code_of(error):
+        return True
+    return _is_systemic(error, SETUP_CODES, SQLITE_SETUP)
+
+
+def _is_systemic(error: BaseException, codes: Collection[int], texts: Iterable[str]) -> bool:
+    if not isinstance(error, DatabaseError) or isinstance(error, IntegrityError | DataError):
         return False
     code = code_of(error)
-    if code:
-        return code in INFRASTRUCTURE_CODES
-    return any(part in str(error).lower() for part in SQLITE_INFRASTRUCTURE)
+    return code in codes if code else any(text in str(error).lower() for text in texts)
 
 
 def with_retries(action: Callable[[], T], *, attempts: int = ATTEMPTS) -> T:
-    """Return ``action()``, tried again after infrastructure errors with a growing, random pause.
+    """Return ``action()``, tried again after errors that may pass, with a growing, random pause.
 
     ``action`` holds the outermost transaction and is safe to repeat. Raises its last error.
     """
@@ -107,7 +132,7 @@ def with_retries(action: Callable[[], T], *, attempts: int = ATTEMPTS) -> T:
         try:
             return action()
         except (DatabaseError, InterfaceError) as error:
-            if not is_infrastructure(error):
+            if not is_passing(error):
                 raise
             logger.info(
                 "database_retry",

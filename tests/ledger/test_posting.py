@@ -1,13 +1,14 @@
 """Posting: good entries move stock once, bad ones move nothing and say why."""
 
+from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from django.db import connection
+from django.db import DatabaseError, connection
 from prometheus_client import REGISTRY
 
-from ledger import metrics
+from ledger import metrics, poison
 from ledger.models import Account, EntryStatus, OutboxEntry, Posting, Transaction
 from ledger.outbox import content_hash
 from ledger.posting import post_due, post_these
@@ -410,6 +411,39 @@ def test_entry_that_the_database_refuses_ends_dead():
             drain()
             make_due()
     assert state(entry) == ("dead", 3, "unexpected")
+
+
+@contextmanager
+def without(table):
+    """Let ``table`` be missing, as before a migration."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {table} RENAME TO {table}_away")
+        try:
+            yield
+        finally:
+            cursor.execute(f"ALTER TABLE {table}_away RENAME TO {table}")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("table", ["ledger_posting", "ledger_transaction", "recovery_auditrecord"])
+def test_broken_schema_fails_the_run_and_charges_nobody(table):
+    entries = [put(f"k{n}", into("OAK", "1")) for n in range(8)]
+    dying = put("dying", into("ASH", "-1"))
+    with without(table), pytest.raises(DatabaseError):
+        post_due(policy(max_attempts=1), limit=10)
+    assert {state(it) for it in (*entries, dying)} == {("pending", 0, "")}
+    drain(max_attempts=1)
+    assert {state(it)[0] for it in entries} == {"posted"}
+    assert state(dying) == ("dead", 1, "insufficient_balance")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_broken_schema_charges_nobody_under_care():
+    entry = put("k", into("OAK", "1"))
+    with without("ledger_posting"), pytest.raises(DatabaseError):
+        poison.post_with_care(policy(max_attempts=1), entry.pk)
+    assert state(entry) == ("pending", 0, "")
+    assert len(drain().posted) == 1
 
 
 # Versions

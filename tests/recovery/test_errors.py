@@ -17,11 +17,12 @@ from django.db import (
     connection,
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.transaction import TransactionManagementError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recovery import errors
-from recovery.errors import code_of, is_infrastructure, is_row_locked, with_retries
+from recovery.errors import code_of, is_infrastructure, is_passing, is_row_locked, with_retries
 from recovery.models import Job
 from tests.waiting import eventually
 
@@ -265,13 +266,69 @@ def test_broken_file_is_infrastructure(tmp_path, transactional_db):
     [
         ("INSERT INTO recovery_sample (name, labels, value, at) VALUES ('a', '', NULL, NULL)", ()),
         ("UPDATE recovery_job SET name = 'a' WHERE name = 'b'", ()),
-        ("UPDATE recovery_job SET nothing_of_this_name = 1", ()),
-        ("SELECT * FROM nothing_of_this_name", ()),
-        ("SELECT FROM WHERE", ()),
     ],
 )
 def test_statements_own_fault_is_not_infrastructure(rows, sql, values):
     assert not is_infrastructure(refusal(lambda: execute(sql, *values)))
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE recovery_job SET nothing_of_this_name = 1",
+        "INSERT INTO recovery_job (nothing_of_this_name) VALUES (1)",
+        "SELECT * FROM nothing_of_this_name",
+        "SELECT nothing_of_this_name FROM recovery_job",
+        "SELECT nothing_of_this_name()",
+        "SELECT FROM WHERE",
+    ],
+)
+def test_broken_setup_is_infrastructure_that_no_second_try_mends(rows, sql):
+    error = refusal(lambda: execute(sql))
+    assert is_infrastructure(error)
+    assert not is_passing(error)
+
+
+@pytest.mark.mariadb
+def test_index_that_is_missing_is_a_broken_setup(rows):
+    error = refusal(lambda: execute("SELECT 1 FROM recovery_job FORCE INDEX (nothing)"))
+    assert is_infrastructure(error)
+    assert not is_passing(error)
+
+
+@pytest.mark.mariadb
+def test_right_that_is_missing_is_a_broken_setup(rows):
+    url = os.environ.get("TEST_ADMIN_DATABASE_URL")
+    if not url:
+        pytest.skip("needs an administrator: run it through `python -m tests.servers --`")
+    error = refusal(lambda: execute("UPDATE mysql.proc SET name = ''"))
+    assert code_of(error) in (1142, 1143)
+    assert is_infrastructure(error)
+    assert not is_passing(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TransactionManagementError("a query in a broken block"),
+        ProgrammingError("not all arguments converted during bytes formatting"),
+        OperationalError(1644, "no such table, says a trigger"),
+        IntegrityError("no such luck"),
+    ],
+)
+def test_errors_of_our_own_code_or_of_a_trigger_are_no_broken_setup(error):
+    assert not is_infrastructure(error)
+
+
+def test_broken_setup_is_not_tried_again(transactional_db):
+    tries = []
+
+    def action() -> None:
+        tries.append(1)
+        execute("SELECT * FROM nothing_of_this_name")
+
+    assert is_infrastructure(refusal(lambda: with_retries(action)))
+    assert len(tries) == 1
 
 
 @pytest.mark.mariadb
