@@ -25,6 +25,7 @@ METRICS_DIR = Path(env.text("PROMETHEUS_MULTIPROC_DIR") or VAR_DIR / "metrics").
 METRICS_SHARED = METRICS_ENABLED and count_in(METRICS_DIR)
 
 DEBUG = env.boolean("DEBUG", default=False)
+DEMO = env.boolean("DEMO", default=False)  # the guide at /demo/; `manage.py demo` sets it
 DATABASE_URL = env.url(
     "DATABASE_URL", ("mysql", "sqlite"), "mysql://user:password@host:3306/name or sqlite:///file"
 )
