@@ -74,7 +74,7 @@ screenshots: setup ## take the README's screenshots of a fresh demo
 
 UV ?= uv
 COMPILE := $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
-	--no-header --no-emit-index-url --no-annotate --quiet
+	--no-header --no-emit-index-url --no-annotate --no-strip-extras --quiet
 
 lock: ## resolve both lock files anew (needs uv)
 	$(COMPILE) --output-file requirements/runtime.lock
