@@ -25,7 +25,9 @@ def log_in(page, web):
     page.wait_for_selector("#user-tools")
 
 
-@pytest.mark.parametrize(("locale", "heading"), [("en-US", "Site administration")])
+@pytest.mark.parametrize(
+    ("locale", "heading"), [("en-US", "Orders, ledger and jobs"), ("zh-CN", "单据、账本与任务")]
+)
 def test_language_follows_the_browser(browser, web, locale, heading):
     with browser.new_context(locale=locale) as context:
         mine = context.new_page()
