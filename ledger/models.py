@@ -66,12 +66,17 @@ class OutboxQuerySet(models.QuerySet["OutboxEntry"]):
             )
         )
 
-    def refund(self) -> bool:
-        """Give an attempt back that the entry did not use up."""
+    def charged(self, attempts: int, error: str) -> Self:
+        """Return those whose last charge is the one of this number with this error."""
+        return self.pending().filter(attempts=attempts, last_error=error)
+
+    def refund(self, *, due_now: bool) -> bool:
+        """Give an attempt back that the entry did not use up; ``due_now``: to be made at once."""
+        time = {"next_attempt_at": Now()} if due_now else {}
         return bool(
             self.pending()
             .filter(attempts__gt=0)
-            .update(attempts=F("attempts") - 1, last_error_code="", last_error="")
+            .update(attempts=F("attempts") - 1, last_error_code="", last_error="", **time)
         )
 
     def park(self, ids: Sequence[int], until: datetime) -> int:

@@ -8,7 +8,8 @@ from ledger import metrics, parking, rows
 from ledger.models import ErrorCode, OutboxEntry
 from ledger.payloads import RefusedError
 from ledger.posting import Policy, Result, post_these
-from recovery.errors import is_infrastructure
+from recovery.errors import is_infrastructure, with_retries
+from recovery.leases import LeaseLostError
 from recovery.registry import Batch
 from recovery.runner import Run
 
@@ -19,6 +20,7 @@ def post_one_at_a_time(run: Run, policy: Policy, *, limit: int) -> Batch:
     """Post up to ``limit`` due entries one by one; an entry that kills workers ends in the DLQ.
 
     The attempt is committed before the work, and given back after an infrastructure error.
+    Raises the first error that kept an entry from being charged, after all were worked.
     """
     logger.warning("entries_one_at_a_time", extra={"deaths": run.deaths})
     total = Result()
@@ -30,6 +32,8 @@ def post_one_at_a_time(run: Run, policy: Policy, *, limit: int) -> Batch:
         metrics.count(result)
         total.add(result)
         run.progressed()
+    if total.errors:
+        raise total.errors[0]
     return Batch(total.counts(), more=total.progressed())
 
 
@@ -38,7 +42,7 @@ def post_with_care(policy: Policy, pk: int) -> Result:
     with transaction.atomic():
         found = rows.claim_these([pk])
         waits = bool(parking.barriers(found))
-        exhausted = any(entry.attempts >= policy.max_attempts for entry in found)
+        exhausted = any(it.killed and it.attempts >= policy.max_attempts for it in found)
         if found and not waits and not exhausted:
             _charge(policy, found[0])
             policy.seal()
@@ -47,10 +51,10 @@ def post_with_care(policy: Policy, pk: int) -> Result:
     if waits:
         return post_these(policy, [pk])
     if exhausted:
-        text = f"{rows.DIED}, at each of {found[0].attempts} attempts"
+        text = f"{rows.DIED}, at attempt {found[0].attempts}"
         refusal = RefusedError(ErrorCode.UNEXPECTED, text)
         return post_these(policy, [pk], charged=True, guilty={pk: refusal})
-    return _post_charged(policy, pk)
+    return _post_charged(policy, found[0])
 
 
 def _charge(policy: Policy, entry: rows.Claimed) -> None:
@@ -58,15 +62,19 @@ def _charge(policy: Policy, entry: rows.Claimed) -> None:
     OutboxEntry.objects.filter(pk=entry.id).charge(delay_s=delay_s, error=rows.DIED)
 
 
-def _post_charged(policy: Policy, pk: int) -> Result:
-    this = OutboxEntry.objects.filter(pk=pk)
+def _post_charged(policy: Policy, entry: rows.Claimed) -> Result:
     try:
-        result = post_these(policy, [pk], charged=True)
-    except (DatabaseError, InterfaceError) as error:
-        if is_infrastructure(error):
-            this.refund()
-            OutboxEntry.objects.unpark([pk])
+        result = post_these(policy, [entry.id], charged=True)
+    except (DatabaseError, InterfaceError, LeaseLostError) as error:
+        if isinstance(error, LeaseLostError) or is_infrastructure(error):
+            _refund(entry, due_now=True)
         raise
     if not (result.posted or result.duplicates or result.failures):
-        this.refund()  # it waits for another entry, or for newer code
+        _refund(entry, due_now=False)  # it waits for another entry, or for newer code
     return result
+
+
+def _refund(entry: rows.Claimed, *, due_now: bool) -> None:
+    """Give our own charge back: where the lease was lost the next holder may have made another."""
+    charged = OutboxEntry.objects.filter(pk=entry.id).charged(entry.attempts + 1, rows.DIED)
+    with_retries(lambda: charged.refund(due_now=due_now))

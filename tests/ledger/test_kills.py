@@ -1,13 +1,17 @@
 """Workers killed or frozen in the middle: nothing lost, nothing twice, killers end in the DLQ."""
 
 import signal
+from types import SimpleNamespace
 
 import pytest
+from django.db import DatabaseError, OperationalError
 
 from ledger import poison
-from ledger.models import OutboxEntry, Transaction
+from ledger.models import OutboxEntry, OutboxQuerySet, Transaction
 from ledger.outbox import JOB
 from ledger.posting import post_due
+from recovery.clock import db_now
+from recovery.errors import LOCK_WAIT_TIMEOUT
 from recovery.leases import LeaseLostError
 from recovery.models import AuditRecord, Job, JobRun
 from recovery.runner import run_job
@@ -21,6 +25,7 @@ from tests.ledger.entries import (
     make_due,
     policy,
     put,
+    refusing,
     state,
 )
 
@@ -193,6 +198,15 @@ def test_exhausted_entry_dies_under_care_with_its_followers_parked():
     assert balance("stock:OAK") == 0
 
 
+def test_lower_limit_of_attempts_kills_no_entry_untried():
+    entry = put("k", into("OAK", "1"))
+    refused = put("refused", into("ELM", "-1"))
+    OutboxEntry.objects.update(attempts=5, last_error="closed", last_error_code="account_closed")
+    assert len(poison.post_with_care(policy(max_attempts=3), entry.pk).posted) == 1
+    poison.post_with_care(policy(max_attempts=3), refused.pk)
+    assert state(refused) == ("dead", 6, "insufficient_balance")
+
+
 def test_entry_worked_with_care_that_is_gone_meanwhile_is_left_alone():
     entry = put("k", into("OAK", "1"))
     drain()
@@ -210,6 +224,65 @@ def test_lease_lost_under_care_works_nothing():
     assert state(entry) == ("pending", 0, "")
 
 
+def lose_at(seal_number, before=lambda: None):
+    """Return a seal whose call of this number does something and finds the lease lost."""
+    calls = []
+
+    def seal():
+        calls.append(1)
+        if len(calls) == seal_number:
+            before()
+            raise LeaseLostError("lost")
+
+    return seal
+
+
+def test_lease_lost_in_the_work_under_care_gives_the_attempt_back():
+    entry = put("k", into("OAK", "1"))
+    with pytest.raises(LeaseLostError):
+        poison.post_with_care(policy(seal=lose_at(2)), entry.pk)
+    assert state(entry) == ("pending", 0, "")
+    assert len(drain().posted) == 1
+
+
+def test_zombie_does_not_take_back_the_attempt_of_the_next_holder(monkeypatch):
+    entry = put("k", into("OAK", "1"))
+
+    def next_holder_begins(*_args, **_kwargs):
+        OutboxEntry.objects.filter(pk=entry.pk).charge(delay_s=0, error=poison.rows.DIED)
+        raise LeaseLostError("lost")
+
+    monkeypatch.setattr(poison, "post_these", next_holder_begins)
+    with pytest.raises(LeaseLostError):
+        poison.post_with_care(policy(), entry.pk)
+    assert state(entry) == ("pending", 2, "unexpected")
+    assert fresh(entry).last_error == poison.rows.DIED
+
+
+def test_refund_is_tried_again_after_an_outage(monkeypatch):
+    entry = put("k", into("OAK", "1"))
+    monkeypatch.setattr("recovery.errors.PAUSE_S", 0)
+    refund, outages = OutboxQuerySet.refund, [1]
+
+    def refund_after_outage(self, **kwargs):
+        if outages:
+            outages.pop()
+            raise OperationalError(LOCK_WAIT_TIMEOUT, "Lock wait timeout exceeded")
+        return refund(self, **kwargs)
+
+    monkeypatch.setattr(OutboxQuerySet, "refund", refund_after_outage)
+    with pytest.raises(LeaseLostError):
+        poison.post_with_care(policy(seal=lose_at(2)), entry.pk)
+    assert state(entry) == ("pending", 0, "")
+
+
+def test_refunded_entry_is_due_at_once():
+    entry = put("k", into("OAK", "1"))
+    with pytest.raises(LeaseLostError):
+        poison.post_with_care(policy(seal=lose_at(2), delay_sec=lambda _n: 600.0), entry.pk)
+    assert fresh(entry).next_attempt_at <= db_now()
+
+
 @pytest.mark.mariadb
 def test_infrastructure_error_under_care_gives_the_attempt_back(second_connection, monkeypatch):
     put("in", into("OAK", "1"))
@@ -221,7 +294,7 @@ def test_infrastructure_error_under_care_gives_the_attempt_back(second_connectio
         cursor.execute("SELECT 1 FROM ledger_account FOR UPDATE")
         with poison.transaction.get_connection().cursor() as own:
             own.execute("SET innodb_lock_wait_timeout = 1")
-            with pytest.raises(poison.DatabaseError):
+            with pytest.raises(DatabaseError):
                 poison.post_with_care(policy(), entry.pk)
             own.execute("SET innodb_lock_wait_timeout = 10")
         cursor.execute("ROLLBACK")
@@ -247,8 +320,23 @@ def test_run_after_two_deaths_works_entry_by_entry(run_now, caplog):
     assert "entries_one_at_a_time" not in caplog.text
 
 
+def test_run_under_care_fails_where_an_entry_could_not_be_charged_and_works_the_others():
+    bad = put("bad", into("OAK", "13"))
+    good = put("good", into("OAK", "1"))
+    run = SimpleNamespace(deaths=2, over=lambda: False, progressed=lambda: None)
+    limits = policy(max_attempts=1)
+    with (
+        refusing("ledger_posting", "NEW.quantity = 13"),
+        refusing("recovery_auditrecord", "NEW.action = 'outbox-entry-dead'"),
+        pytest.raises(DatabaseError, match="not this one"),
+    ):
+        poison.post_one_at_a_time(run, limits, limit=10)
+    assert state(bad) == ("pending", 0, "")
+    assert state(good)[0] == "posted"
+
+
 def test_run_says_what_it_did_and_fails_where_an_entry_could_not_be_charged(run_now, monkeypatch):
-    error = poison.DatabaseError("no audit")
+    error = DatabaseError("no audit")
     found = post_due(policy(), limit=1)
     found.errors.append(error)
     monkeypatch.setattr("ledger.jobs.post_due", lambda *_args, **_kwargs: found)
