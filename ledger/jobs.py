@@ -25,10 +25,13 @@ def process_ledger_outbox(run: Run) -> Batch:
         return poison.post_one_at_a_time(run, policy, limit=limit)
     result = post_due(policy, limit=limit)
     metrics.count(result)
-    for pk in result.suspects:
+    for pk in list(result.suspects):
+        if run.over():
+            break
         alone = poison.post_with_care(policy, pk)
         metrics.count(alone)
         result.add(alone)
+        run.progressed()
     if result.errors:
         raise result.errors[0]
     full = result.claimed >= limit and result.progressed()

@@ -122,6 +122,8 @@ class _Work:
     limit: int
     ids: Sequence[int] | None = None
     """None: those that are due."""
+    seen: dict[int, int] = field(default_factory=dict)
+    """Attempts by id, as first claimed: whatever has others now was charged since."""
     charged: bool = False
     guilty: Mapping[int, RefusedError] = field(default_factory=dict)
 
@@ -146,7 +148,7 @@ def post_these(
 
     ``charged``: their attempt is counted already; ``guilty``: those to be refused, and why.
     """
-    return _isolated(_Work(policy, len(ids), ids, charged, guilty or {}))
+    return _isolated(_Work(policy, len(ids), ids, charged=charged, guilty=guilty or {}))
 
 
 def _isolated(work: _Work) -> Result:
@@ -242,8 +244,7 @@ class _Batch:
 
     def post(self) -> Result:
         """Claim, judge and write one batch."""
-        ids = self.work.ids
-        entries = rows.claim(self.work.limit) if ids is None else rows.claim_these(ids)
+        entries = self._claim()
         self.result.claimed = len(entries)
         workable = self._in_order(entries) if entries else []
         try:
@@ -255,6 +256,12 @@ class _Batch:
             worked = [entry.id for entry in workable]
             raise BatchRefusedError(worked, len(entries), error) from error
         return self.result
+
+    def _claim(self) -> list[rows.Claimed]:
+        """Claim, less what was charged meanwhile: by us, where the answer to a COMMIT was lost."""
+        ids, seen = self.work.ids, self.work.seen
+        entries = rows.claim(self.work.limit) if ids is None else rows.claim_these(ids)
+        return [it for it in entries if seen.setdefault(it.id, it.attempts) == it.attempts]
 
     def _work(self, entries: Sequence[rows.Claimed]) -> None:
         known = rows.posted_hashes([entry.event_key for entry in entries])
@@ -278,7 +285,8 @@ class _Batch:
     def _read(self, entries: Iterable[rows.Claimed], known: dict[str, str]) -> None:
         vendor = connection.vendor
         for entry in entries:
-            if entry.id in self.refusals or entry.event_key in known:
+            settled = entry.id in self.refusals or entry.event_key in known
+            if settled or self._is_suspect(entry):
                 continue
             try:
                 self.movements[entry.id] = read(entry.payload, vendor)
@@ -311,6 +319,9 @@ class _Batch:
                 heads[entry.aggregate] = entry.id
         self.result.held_back = set(heads)
 
+    def _is_suspect(self, entry: rows.Claimed) -> bool:
+        return entry.killed and not self.work.charged
+
     def _settles(
         self,
         entry: rows.Claimed,
@@ -318,7 +329,7 @@ class _Batch:
         accounts: dict[AccountKey, rows.AccountRow],
     ) -> bool:
         """Judge one entry; False: it stays, and those behind it must wait."""
-        if entry.killed and not self.work.charged:
+        if self._is_suspect(entry):
             self.result.suspects.append(entry.id)
             return False
         if entry.id in self.postponed:

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from django.db import OperationalError, connection
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ledger import parking, posting, rows
 from ledger.models import Account, OutboxEntry, Posting, Transaction
@@ -188,6 +189,40 @@ def test_deadlock_at_the_commit_of_one_half_does_not_lose_the_other():
     assert (len(result.posted), list(result.failures)) == (7, [entries[0].pk])
     assert {state(it)[1] for it in entries[1:]} == {0}
     assert_books_balance()
+
+
+@pytest.fixture
+def lost_answer(monkeypatch):
+    """Let the answer to the first COMMIT that charges an entry be lost."""
+    commit, left = BaseDatabaseWrapper._commit, [1]
+
+    def commit_and_lose(self):
+        commit(self)
+        if left and OutboxEntry.objects.filter(attempts__gt=0).exists():
+            left.pop()
+            raise OperationalError(2013, "Lost connection to server during query")
+
+    monkeypatch.setattr(BaseDatabaseWrapper, "_commit", commit_and_lose)
+    return left
+
+
+def test_entry_found_by_halving_is_charged_once_though_the_answer_to_the_commit_is_lost(
+    lost_answer,
+):
+    entry = put("k", into("OAK", "13"))
+    other = put("other", into("OAK", "1"))
+    with refusing("ledger_posting", "NEW.quantity = 13"):
+        post_due(policy(), limit=10)
+    assert not lost_answer
+    assert state(entry) == ("pending", 1, "unexpected")
+    assert state(other) == ("posted", 0, "")
+
+
+def test_given_entry_is_charged_once_though_the_answer_to_the_commit_is_lost(lost_answer):
+    entry = put("k", into("OAK", "-1"))
+    post_these(policy(), [entry.pk])
+    assert not lost_answer
+    assert state(entry) == ("pending", 1, "insufficient_balance")
 
 
 # A drain that hangs with its entries locked

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from django.db import DatabaseError, OperationalError
 
-from ledger import poison
+from ledger import poison, posting
 from ledger.models import OutboxEntry, OutboxQuerySet, Transaction
 from ledger.outbox import JOB
 from ledger.posting import post_due
@@ -14,14 +14,16 @@ from recovery.clock import db_now
 from recovery.errors import LOCK_WAIT_TIMEOUT
 from recovery.leases import LeaseLostError
 from recovery.models import AuditRecord, Job, JobRun
-from recovery.runner import run_job
+from recovery.runner import Run, run_job
 from tests.ledger.entries import (
+    WORLD,
     assert_books_balance,
     balance,
     drain,
     fresh,
     into,
     junk,
+    lines,
     make_due,
     policy,
     put,
@@ -145,6 +147,53 @@ def test_entry_that_killed_a_worker_is_not_worked_among_others(settings):
     assert result.suspects == [suspect.pk]
     assert [it.id for it in result.posted] == [other.pk]
     assert state(follower) == ("pending", 0, "")
+
+
+def test_suspect_is_not_even_read_among_others(monkeypatch):
+    accounts = put("in", lines(("stock:OAK", "1"), ("stock:ASH", "1"), (WORLD, "-2")))
+    drain()
+    assert state(accounts)[0] == "posted"  # or the batch would be read twice
+    suspect = put("bad", into("OAK", "1"))
+    put("other", into("ASH", "2"))
+    killed(suspect)
+    read, texts = posting.read, []
+
+    def note(payload, vendor):
+        texts.append(payload)
+        return read(payload, vendor)
+
+    monkeypatch.setattr(posting, "read", note)
+    post_due(policy(), limit=10)
+    assert len(texts) == 1
+    assert "OAK" not in texts[0]
+    poison.post_with_care(policy(), suspect.pk)
+    assert len(texts) == 2
+
+
+def test_run_that_is_over_leaves_its_suspects_to_the_next(run_now, monkeypatch):
+    suspects = [put(f"bad{n}", into("OAK", "1")) for n in range(3)]
+    for it in suspects:
+        killed(it)
+    with monkeypatch.context() as late:
+        worked = late_after(late, suspects=1)
+        outcome = run_now()
+    assert (outcome.status, outcome.again) == ("ok", True)
+    assert worked == [suspects[0].pk]
+    run_now()
+    assert {state(it)[0] for it in suspects} == {"posted"}
+
+
+def late_after(patch, *, suspects):
+    """Let a run be over once it has worked so many suspects; return which it worked."""
+    post_with_care, worked = poison.post_with_care, []
+
+    def work(limits, pk):
+        worked.append(pk)
+        return post_with_care(limits, pk)
+
+    patch.setattr(poison, "post_with_care", work)
+    patch.setattr(Run, "over", lambda _run: len(worked) >= suspects)
+    return worked
 
 
 def test_run_works_a_suspect_alone_after_the_others(run_now):
