@@ -13,8 +13,13 @@ from redis.retry import Retry
 
 from settings.env import env
 from settings.jobs import *  # noqa: F403
-from settings.jobs import JOB_TASK_TIMEOUT_SEC, METRICS_ENABLED
-from settings.logs import logging_config
+from settings.jobs import (
+    JOB_TASK_TIMEOUT_SEC,
+    METRICS_ENABLED,
+    METRICS_TOKEN,
+    SPLIT_COMPLETION_WEBHOOK,
+)
+from settings.logs import logging_config, secrets_of
 from settings.metrics import count_in
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -228,9 +233,14 @@ if not DEBUG and not EMBEDDED:
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True
     SECURE_HSTS_PRELOAD = True
 
+LOG_FORMAT = env.choice("LOG_FORMAT", "auto", ("auto", "json", "text"))
+LOGGING_CONFIG = "settings.logs.configure"
 LOGGING = logging_config(
-    style=env.choice("LOG_FORMAT", "auto", ("auto", "json", "text")),
+    style=LOG_FORMAT,
     level=env.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
+    secrets=secrets_of(
+        SECRET_KEY, METRICS_TOKEN, urls=(DATABASE_URL, REDIS_URL, SPLIT_COMPLETION_WEBHOOK)
+    ),
 )
 
 env.finish()
