@@ -2,6 +2,7 @@
 
 import logging
 
+import structlog
 from django.db import DatabaseError, InterfaceError, transaction
 
 from ledger import metrics, parking, rows
@@ -39,6 +40,11 @@ def post_one_at_a_time(run: Run, policy: Policy, *, limit: int) -> Batch:
 
 def post_with_care(policy: Policy, pk: int) -> Result:
     """Post one pending entry alone, its attempt counted before the work."""
+    with structlog.contextvars.bound_contextvars(entry=pk):
+        return _post_with_care(policy, pk)
+
+
+def _post_with_care(policy: Policy, pk: int) -> Result:
     with transaction.atomic():
         found = rows.claim_these([pk])
         waits = bool(parking.barriers(found))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
+from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
@@ -106,10 +107,11 @@ class MissingAccountsError(Exception):
 class BatchRefusedError(Exception):
     """The database refused the batch for the sake of one of its entries."""
 
-    def __init__(self, ids: Sequence[int], claimed: int, error: DatabaseError) -> None:
-        """Keep the ids that were worked, how many were claimed, and the error."""
+    def __init__(self, entries: Sequence[rows.Claimed], claimed: int, error: DatabaseError) -> None:
+        """Keep the entries that were worked, how many were claimed, and the error."""
         super().__init__(str(error))
-        self.ids = ids
+        self.entries = entries
+        self.ids = [entry.id for entry in entries]
         self.claimed = claimed
         self.error = error
 
@@ -126,6 +128,19 @@ class _Work:
     """Attempts by id, as first claimed: whatever has others now was charged since."""
     charged: bool = False
     guilty: Mapping[int, RefusedError] = field(default_factory=dict)
+
+    def attempt(self, entry: rows.Claimed) -> int:
+        """Return the number of the attempt at ``entry`` that is under way."""
+        return entry.attempts if self.charged else entry.attempts + 1
+
+    def facts(self, entry: rows.Claimed, code: str = ErrorCode.UNEXPECTED) -> dict[str, Any]:
+        """Return what log records say of an attempt that failed."""
+        return {
+            "entry": entry.id,
+            "key": entry.event_key,
+            "code": code,
+            "attempt": self.attempt(entry),
+        }
 
 
 def post_due(policy: Policy, *, limit: int) -> Result:
@@ -172,10 +187,9 @@ def _blamed(work: _Work, pk: int, error: DatabaseError) -> Result:
     try:
         return _settled(replace(work, ids=[pk], limit=1, guilty={pk: refusal}))
     except BatchRefusedError as refused:
-        logger.exception(
-            "entry_not_charged",
-            extra={"entry": pk, "code": code_of(refused.error), "detail": refusal.text},
-        )
+        (entry,) = refused.entries
+        facts = {**work.facts(entry), "errno": code_of(refused.error), "detail": refusal.text}
+        logger.exception("entry_not_charged", extra=facts)
         return Result(claimed=1, errors=[refused.error])
 
 
@@ -253,8 +267,7 @@ class _Batch:
         except DatabaseError as error:
             if is_infrastructure(error) and not is_too_large(error):
                 raise
-            worked = [entry.id for entry in workable]
-            raise BatchRefusedError(worked, len(entries), error) from error
+            raise BatchRefusedError(workable, len(entries), error) from error
         return self.result
 
     def _claim(self) -> list[rows.Claimed]:
@@ -357,14 +370,7 @@ class _Batch:
         except RefusedError:
             raise
         except Exception as error:
-            logger.exception(
-                "entry_failed",
-                extra={
-                    "code": ErrorCode.UNEXPECTED,
-                    "attempt": entry.attempts + 1,
-                    "entry": entry.id,
-                },
-            )
+            logger.exception("entry_failed", extra=self.work.facts(entry))
             text = f"{type(error).__name__}: {error}"
             raise RefusedError(ErrorCode.UNEXPECTED, text) from error
 
@@ -386,15 +392,13 @@ class _Batch:
             raise RefusedError(ErrorCode.KEY_CONFLICT, text)
 
     def _charge(self, entry: rows.Claimed, refusal: RefusedError) -> None:
-        attempts = entry.attempts if self.work.charged else entry.attempts + 1
-        if attempts >= self.policy.max_attempts:
+        attempts = self.work.attempt(entry)
+        dead = attempts >= self.policy.max_attempts
+        if dead:
             self.result.dead.append(entry.id)
         log = logger.info if refusal.code is not ErrorCode.UNEXPECTED else logger.warning
-        log(
-            "entry_refused",
-            extra={"entry": entry.id, "key": entry.event_key, "code": refusal.code.value,
-                   "attempt": attempts, "detail": refusal.text},
-        )  # fmt: skip
+        facts = {**self.work.facts(entry, refusal.code), "detail": refusal.text, "dead": dead}
+        log("entry_refused", extra=facts)
         self.charges.append(
             rows.Charge(
                 entry=entry,
@@ -402,7 +406,7 @@ class _Batch:
                 next_attempt_at=self.now + timedelta(seconds=self.policy.delay_sec(attempts)),
                 code=refusal.code,
                 text=refusal.text,
-                dead=attempts >= self.policy.max_attempts,
+                dead=dead,
             )
         )
 

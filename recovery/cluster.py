@@ -72,7 +72,8 @@ class GuardedSentinel(Sentinel):  # type: ignore[misc]
         killed = process.exitcode is not None and process.exitcode < 0
         idle = process in self.pool and process.timer.value == -1
         if killed and (idle or process in (self.monitor, self.pusher)):
-            logger.critical("queue_lost", extra={"pid": process.pid, "signal": -process.exitcode})
+            facts = {"killed_pid": process.pid, "signal": -process.exitcode}
+            logger.critical("queue_lost", extra=facts)
             os._exit(QUEUE_LOST)
         super().reincarnate(process)
 
@@ -118,7 +119,7 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
     def serve(self) -> int:
         """Tick until a stop is asked for; return the exit status."""
         self.start()
-        logger.info("cluster_started", extra={"pid": self.pid})
+        logger.info("cluster_started", extra={"sentinel_pid": self.sentinel.pid})
         while not self.stopped_by:
             if not self._guarded() and not self._restart():
                 return 1

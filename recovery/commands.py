@@ -1,15 +1,20 @@
 """What all operators' commands share: ``--json``, exit statuses, errors in one line."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
+from django.conf import settings
+from django.core.checks import run_checks
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import InterfaceError, OperationalError, ProgrammingError
 from tqdm import tqdm
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 DONE = 0
 WRONG = 1
@@ -44,6 +49,19 @@ class OperatorCommand(BaseCommand):
 
     def add_options(self, parser: CommandParser) -> None:
         """Add the command's own options."""
+
+    def check(self, *args: Any, **kwargs: Any) -> None:
+        """Run the system checks; log what they find where logs are JSON.
+
+        Raises SystemCheckError.
+        """
+        if not settings.LOGGING["as_json"]:
+            return super().check(*args, **kwargs)
+        found = [it for it in run_checks(*args, **kwargs) if not it.is_silenced()]
+        for finding in found:
+            facts = {"check": finding.id, "text": finding.msg, "hint": finding.hint}
+            logger.log(finding.level, "check_finding", extra=facts)
+        return super().check(*args, **kwargs) if any(it.is_serious() for it in found) else None
 
     def run(self, **options: Any) -> int:
         """Do the work and return the exit status."""

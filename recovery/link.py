@@ -108,7 +108,8 @@ def _log_refusal(error: redis.RedisError) -> None:
     now = time.monotonic()
     if not _refused_at.value or now - _refused_at.value >= REFUSALS_LOGGED_EVERY_S:
         _refused_at.value = now
-        logger.error("redis_refused", extra={"error": str(error)})
+        code = str(error).partition(" ")[0]
+        logger.error("redis_refused", exc_info=error, extra={"code": code, "error": str(error)})
 
 
 def _went_down(error: redis.RedisError) -> None:

@@ -160,15 +160,10 @@ class JobRunQuerySet(models.QuerySet["JobRun"]):
             finished_at=finished_at or Now(),
         )
 
-    def deaths_in_a_row(self, job: str, *, look_back: int = 10) -> int:
-        """Return how many of the job's latest finished runs died, counted from the newest."""
+    def latest_endings(self, job: str, *, look_back: int = 20) -> list[str]:
+        """Return how the job's latest finished runs ended, the newest first."""
         latest = self.filter(job_id=job).exclude(status=RunStatus.RUNNING).order_by("-id")
-        count = 0
-        for status in latest.values_list("status", flat=True)[:look_back]:
-            if status != RunStatus.DIED:
-                break
-            count += 1
-        return count
+        return list(latest.values_list("status", flat=True)[:look_back])
 
     def older_than(self, moment: datetime) -> Self:
         """Return the runs that started before ``moment``."""

@@ -5,7 +5,9 @@ import os
 import time
 import uuid
 from collections import Counter
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import structlog
@@ -32,6 +34,8 @@ class Run:
     run_id: uuid.UUID = field(default_factory=uuid.uuid4)
     deaths: int = 0
     """How many of the job's runs just before this one died in a row."""
+    attempt: int = 1
+    """The number of this run since the last one that neither failed nor died."""
     counts: Counter[str] = field(default_factory=Counter)
     started: float = field(default_factory=time.monotonic)
 
@@ -117,9 +121,11 @@ def run_job(name: str) -> Outcome:
     except leases.HeldError as error:
         return _skipped(job, "locked", str(error))
     except (DatabaseError, InterfaceError) as error:
-        logger.warning("run_skipped_no_lock", extra={"job": name, "error": str(error)})
+        facts = {"job": name, "code": code_of(error), "error": str(error)}
+        logger.warning("run_skipped_no_lock", extra=facts)
         return _skipped(job, "no_lock", str(error))
-    with structlog.contextvars.bound_contextvars(job=name, run_id=str(run.run_id)):
+    facts = {"job": name, "run_id": str(run.run_id), "attempt": run.attempt}
+    with structlog.contextvars.bound_contextvars(**facts):
         outcome = _guarded(run)
     if outcome.again:
         # Also when a stop was asked for: another host takes it, or this one after its start.
@@ -147,6 +153,7 @@ def _guarded(run: Run) -> Outcome:
         _log_failure(run, failure)
     except BaseException as stop:
         # django-q2's time-out is a SystemExit raised wherever the code happens to be.
+        _log_failure(run, stop)
         _close(run, RunStatus.FAILED, f"{type(stop).__name__}: {stop}")
         raise
     _close(run, status, error)
@@ -160,18 +167,28 @@ def _guarded(run: Run) -> Outcome:
     )
 
 
-def _log_failure(run: Run, failure: Exception) -> None:
+def _log_failure(run: Run, failure: BaseException) -> None:
     logger.error(
         "run_failed",
         exc_info=failure,
-        extra={"code": code_of(failure) or type(failure).__name__, "attempt": run.lease.fence},
+        extra={
+            "code": code_of(failure) or type(failure).__name__,
+            "attempt": run.attempt,
+            "fence": run.lease.fence,
+        },
     )
 
 
 def _open(job: registry.Job, lease: leases.Lease) -> Run:
     """Write that the run begins, in the transaction that takes the lease."""
     JobRun.objects.died_before(job.name, lease.fence).bury()
-    run = Run(job, lease, deaths=JobRun.objects.deaths_in_a_row(job.name))
+    endings = JobRun.objects.latest_endings(job.name)
+    run = Run(
+        job,
+        lease,
+        deaths=_in_a_row(endings, {RunStatus.DIED}),
+        attempt=1 + _in_a_row(endings, {RunStatus.DIED, RunStatus.FAILED}),
+    )
     pid = os.getpid()
     JobRun.objects.create(
         run_id=run.run_id, job_id=job.name, fence=lease.fence, host=leases.HOST, pid=pid
@@ -180,6 +197,10 @@ def _open(job: registry.Job, lease: leases.Lease) -> Run:
         fence=lease.fence, host=leases.HOST, pid=pid, run_id=run.run_id
     )
     return run
+
+
+def _in_a_row(endings: Iterable[str], statuses: Set[str]) -> int:
+    return sum(1 for _ in takewhile(statuses.__contains__, endings))
 
 
 def _work(run: Run) -> bool:

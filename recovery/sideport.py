@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -30,11 +31,19 @@ def application(
     environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, str]]], Any]
 ) -> Iterable[bytes]:
     """Answer the probes, and nothing else, as a WSGI application."""
-    response = probes.answer(WSGIRequest(environ)) or HttpResponse(
-        "only /metrics, /healthz and /readyz are here\n", status=404, content_type="text/plain"
-    )
+    response = _answer(environ)
     start_response(f"{response.status_code} {response.reason_phrase}", list(response.items()))
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [response.content]
+
+
+def _answer(environ: dict[str, Any]) -> HttpResponse:
+    try:
+        return probes.answer(WSGIRequest(environ)) or HttpResponse(
+            "only /metrics, /healthz and /readyz are here\n", status=404, content_type="text/plain"
+        )
+    except Exception:  # wsgiref would print it
+        logger.exception("probe_failed", extra={"path": environ.get("PATH_INFO")})
+        return HttpResponse("the probe failed\n", status=500, content_type="text/plain")
 
 
 class SidePort:
@@ -74,6 +83,10 @@ class _Handler(WSGIRequestHandler):
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     parent = 0
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        facts = {"client": client_address}
+        logger.warning("probe_broken_off", exc_info=sys.exc_info(), extra=facts)
 
     def service_actions(self) -> None:
         if os.getppid() != self.parent:

@@ -47,7 +47,7 @@ def _push(name: str) -> None:
 
 
 def _log_not_sent(name: str, error: Exception) -> None:
-    logger.warning("wake_up_not_sent", extra={"job": name, "error": str(error)})
+    logger.warning("wake_up_not_sent", extra={"wakes": name, "error": str(error)})
 
 
 def _set_flag(name: str) -> bool:
@@ -57,7 +57,7 @@ def _set_flag(name: str) -> bool:
         try:
             return bool(link.call(lambda client: client.set(key, "1", nx=True, px=expiry_ms)))
         except link.RedisDownError:
-            logger.debug("wake_up_by_column", extra={"job": name})
+            logger.debug("wake_up_by_column", extra={"wakes": name})
     return _set_column(name)
 
 
@@ -71,7 +71,7 @@ def _set_column(name: str) -> bool:
             return Job.objects.filter(name=name).ask_to_wake()
     except leases.HeldError:
         # Whoever keeps the row locked for so long keeps every run away too.
-        logger.debug("wake_up_left_to_the_tick", extra={"job": name})
+        logger.debug("wake_up_left_to_the_tick", extra={"wakes": name})
         return False
 
 
@@ -82,7 +82,7 @@ def clear(name: str) -> None:
         try:
             link.call(lambda client: client.delete(key))
         except link.RedisDownError:
-            logger.debug("wake_up_flag_left_to_expire", extra={"job": name})
+            logger.debug("wake_up_flag_left_to_expire", extra={"wakes": name})
     if _asked_in_row(name):
         Job.objects.filter(name=name).clear_wake()
 
@@ -95,7 +95,7 @@ def pending(name: str) -> bool:
             if link.call(lambda client: client.exists(key)):
                 return True
         except link.RedisDownError:
-            logger.debug("wake_up_by_column", extra={"job": name})
+            logger.debug("wake_up_by_column", extra={"wakes": name})
     return _asked_in_row(name)
 
 

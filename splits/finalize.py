@@ -10,6 +10,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
+import structlog
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
@@ -97,7 +98,8 @@ def finalize(
         return None
     if attempt.attempt > 1:
         metrics.finalize_retried()
-    return _pursue(attempt)
+    with structlog.contextvars.bound_contextvars(**_facts(attempt)):
+        return _pursue(attempt)
 
 
 def claim(
@@ -137,7 +139,7 @@ def _pursue(attempt: Attempt) -> Outcome:
         _take_steps(attempt)
         _finish(attempt)
     except FencedError as error:
-        logger.warning("finalize_fenced", extra=_facts(attempt))
+        logger.warning("finalize_fenced", extra={**_facts(attempt), "code": error.code})
         return Outcome(Ending.FENCED, error.code, str(error))
     except EndpointDownError as error:
         return _postpone(attempt, error.code, error, delay_s=error.retry_in_s)
@@ -269,7 +271,8 @@ def _postpone(attempt: Attempt, code: str, error: BaseException, *, delay_s: flo
 
 def _left(attempt: Attempt, trouble: Exception) -> Outcome:
     """Leave the order in progress: recoverFinalizeStuck finds it."""
-    logger.warning("finalize_left_in_progress", extra={**_facts(attempt), "error": str(trouble)})
+    facts = {**_facts(attempt), "code": INFRASTRUCTURE, "error": str(trouble)}
+    logger.warning("finalize_left_in_progress", extra=facts)
     return Outcome(Ending.POSTPONED, INFRASTRUCTURE, str(trouble))
 
 

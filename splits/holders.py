@@ -3,7 +3,9 @@
 import logging
 import threading
 import time
+from contextvars import copy_context
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from django.db import DatabaseError, connection, transaction
@@ -75,7 +77,9 @@ class _Waiter:
         self.order_id = order_id
         self.connection_id: int | None = None
         self.granted = False
-        self.thread = threading.Thread(target=self._wait, name="holder-probe", daemon=True)
+        # In a copy of the context: what it logs names the job, the run and the order.
+        work = partial(copy_context().run, self._wait)
+        self.thread = threading.Thread(target=work, name="holder-probe", daemon=True)
 
     def _wait(self) -> None:
         try:

@@ -7,6 +7,7 @@ import socket
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -64,7 +65,7 @@ def tell(order: SplitOrder) -> None:
     try:
         post(parts, message(order), timeout_s=settings.SPLIT_COMPLETION_TIMEOUT_SEC)
     except EndpointFailedError as error:
-        with_retries(lambda: _count_failure(endpoint))
+        with_retries(partial(_count_failure, endpoint, error))
         if on_trial:
             # One round behind those that wait: the next try is another order's.
             raise EndpointDownError(str(error), retry_in_s=2 * _open_s()) from error
@@ -105,13 +106,14 @@ def _pass_breaker(endpoint: str) -> bool:
     raise EndpointDownError(endpoint, retry_in_s=wait_s or _open_s())
 
 
-def _count_failure(endpoint: str) -> None:
+def _count_failure(endpoint: str, error: Exception) -> None:
     Breaker.objects.get_or_create(endpoint=endpoint)
     breaker = Breaker.objects.filter(endpoint=endpoint)
     breaker.count_failure()
     open_s = _open_s()
     if breaker.open_after(settings.SPLIT_COMPLETION_BREAKER_FAILURES, open_s=open_s):
-        logger.error("completion_endpoint_down", extra={"endpoint": endpoint, "open_s": open_s})
+        facts = {"code": EndpointFailedError.code, "endpoint": endpoint, "open_s": open_s}
+        logger.error("completion_endpoint_down", exc_info=error, extra=facts)
     else:
         breaker.stay_open(open_s=open_s)
 

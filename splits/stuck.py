@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+import structlog
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
 
@@ -22,6 +23,7 @@ from splits.models import OrderStatus, SplitOrder, StuckSighting
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 100
+FOUND_BY = ("pk", "number", "finalize_epoch", "finalize_attempts")
 
 
 class Result(StrEnum):
@@ -66,6 +68,11 @@ class Found:
     order_id: int
     number: str
     epoch: int
+    attempt: int
+
+    def facts(self) -> dict[str, Any]:
+        """Return what log records say of it."""
+        return {"order": self.number, "epoch": self.epoch, "attempt": self.attempt}
 
 
 def find(request: Request, numbers: Iterable[str] = ()) -> Iterator[Found]:
@@ -80,7 +87,7 @@ def find(request: Request, numbers: Iterable[str] = ()) -> Iterator[Found]:
     last_id = 0
     while True:
         batch = orders.filter(pk__gt=last_id).order_by("pk")[:AT_ONCE]
-        rows = [Found(*row) for row in batch.values_list("pk", "number", "finalize_epoch")]
+        rows = [Found(*row) for row in batch.values_list(*FOUND_BY)]
         yield from rows
         if len(rows) < AT_ONCE:
             return
@@ -93,28 +100,27 @@ def recover(found: Found, request: Request) -> Recovery:
     Does not say who holds it: ``name_holder`` does, and takes its time.
     Raises LeaseLostError.
     """
-    try:
-        recovery = with_retries(lambda: _recover(found, request))
-    except OperationalError as error:
-        if not is_row_locked(error):
-            raise
-        recovery = Recovery(found.number, Result.HELD)
-    _count(found, recovery)
+    with structlog.contextvars.bound_contextvars(**found.facts()):
+        try:
+            recovery = with_retries(lambda: _recover(found, request))
+        except OperationalError as error:
+            if not is_row_locked(error):
+                raise
+            recovery = Recovery(found.number, Result.HELD)
+        _count(found, recovery)
     return recovery
 
 
 def name_holder(found: Found, request: Request) -> Recovery:
     """Say who holds an order; where the holder is gone by now, recover the order after all."""
-    holder = find_holder(found.order_id)
-    if holder is None:
-        recovery = recover(found, request)
-        if recovery.result is not Result.HELD:
-            return recovery
-        holder = find_holder(found.order_id) or Holder(hint="The holders change.")
-    logger.warning(
-        "split_order_held",
-        extra={"order": found.number, "epoch": found.epoch, "holder": holder.as_dict()},
-    )
+    with structlog.contextvars.bound_contextvars(**found.facts()):
+        holder = find_holder(found.order_id)
+        if holder is None:
+            recovery = recover(found, request)
+            if recovery.result is not Result.HELD:
+                return recovery
+            holder = find_holder(found.order_id) or Holder(hint="The holders change.")
+        logger.warning("split_order_held", extra={**found.facts(), "holder": holder.as_dict()})
     return Recovery(found.number, Result.HELD, holder)
 
 
@@ -233,9 +239,9 @@ def _count(found: Found, recovery: Recovery) -> None:
     if recovery.result is Result.HELD:
         return
     metrics.recovered()
-    facts = {"order": found.number, "epoch": found.epoch, "result": str(recovery.result)}
+    facts = {**found.facts(), "result": str(recovery.result)}
     if recovery.result is Result.QUARANTINED:
-        logger.error("split_order_quarantined", extra=facts)
+        logger.error("split_order_quarantined", extra={**facts, "code": "quarantined"})
     else:
         logger.warning("split_order_recovered", extra=facts)
 

@@ -207,11 +207,19 @@ def test_living_run_is_not_buried_by_a_skipped_one(rung, monkeypatch):
     assert statuses() == ["running"]
 
 
-def test_failed_run_between_deaths_interrupts_their_count(no_redis, monkeypatch):
-    register(monkeypatch)
-    for fence, status in enumerate([RunStatus.DIED, RunStatus.FAILED, RunStatus.DIED], start=1):
+def test_failed_run_between_deaths_interrupts_their_count_but_is_an_attempt(no_redis, monkeypatch):
+    def work(run):
+        seen.append((run.deaths, run.attempt))
+        return Batch()
+
+    seen: list[tuple[int, int]] = []
+    register(monkeypatch, work)
+    endings = [RunStatus.OK, RunStatus.DIED, RunStatus.FAILED, RunStatus.DIED]
+    for fence, status in enumerate(endings, start=1):
         JobRun.objects.create(job_id=NAME, fence=fence, host="h", pid=1, status=status)
-    assert JobRun.objects.deaths_in_a_row(NAME) == 1
+    run_job(NAME)
+    run_job(NAME)
+    assert seen == [(1, 4), (0, 1)]
 
 
 def test_time_out_of_the_queue_closes_the_run_and_goes_on_up(rung, monkeypatch):
