@@ -8,7 +8,7 @@ from django.contrib import admin
 from django.db.models import QuerySet, Subquery
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _text
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ledger import accounts
@@ -41,8 +41,8 @@ CLOSE = Operation(
         " and dead once their attempts are used up."
     ),
     apply=lambda account, **author: accounts.close(account.code, account.unit, **author),
-    done=_("%(name)s is closed."),
-    already=_("%(name)s was closed already; nothing has been changed."),
+    done=_("Account %(name)s is closed."),
+    already=_("Account %(name)s was closed already; nothing has been changed."),
     fits=lambda account: account.closed_at is None,
 )
 REOPEN = Operation(
@@ -53,8 +53,8 @@ REOPEN = Operation(
         " dead ones stay dead until they are redriven."
     ),
     apply=lambda account, **author: accounts.reopen(account.code, account.unit, **author),
-    done=_("%(name)s is open again."),
-    already=_("%(name)s was open; nothing has been changed."),
+    done=_("Account %(name)s is open again."),
+    already=_("Account %(name)s was open; nothing has been changed."),
     fits=lambda account: account.closed_at is not None,
 )
 
@@ -113,7 +113,7 @@ class AccountAdmin(OperatedAdmin):
     @column(_("state"))
     def takes_postings(self, row: Account) -> SafeString:
         """Return whether the account takes postings."""
-        return state("closed", _text("closed")) if row.closed_at else state("ok", _text("open"))
+        return state("closed", gettext("closed")) if row.closed_at else state("ok", gettext("open"))
 
 
 def postings_table(account: Account) -> Table:
@@ -127,11 +127,16 @@ def postings_table(account: Account) -> Table:
         .prefetch_related("transaction")
     )
     return Table(
-        title=_text("Latest postings"),
-        columns=(_text("Posted"), _text("Transaction"), _text("Quantity"), _text("Balance after")),
+        title=gettext("Latest postings"),
+        columns=(
+            gettext("Posted"),
+            gettext("Transaction"),
+            gettext("Quantity"),
+            gettext("Balance after"),
+        ),
         rows=list(_running(postings[:SHOWN_POSTINGS])),
-        empty=_text("Nothing has been posted to this account."),
-        note=_text("The latest %(count)d, newest first.") % {"count": SHOWN_POSTINGS},
+        empty=gettext("Nothing has been posted to this account."),
+        note=gettext("The latest %(count)d, newest first.") % {"count": SHOWN_POSTINGS},
         numeric=frozenset({2, 3}),
     )
 

@@ -11,12 +11,11 @@ from django.db.models.functions import Cast, Left
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _text
 from django.utils.translation import gettext_lazy as _
 
 from ledger.admin import origins
-from ledger.models import Account, EntryStatus, ErrorCode, OutboxEntry, Transaction
-from ledger.outbox import quantity_text
+from ledger.admin.asked import lines_table
+from ledger.models import EntryStatus, ErrorCode, OutboxEntry, Transaction
 from recovery.admin import audited
 from recovery.admin.lists import ChoiceFilter
 from recovery.admin.rows import ReadOnlyAdmin, column
@@ -24,6 +23,7 @@ from recovery.admin.search import FOUND_ROWS
 from recovery.admin.tables import (
     NOTHING,
     Table,
+    above,
     link,
     list_of,
     long_text,
@@ -32,12 +32,13 @@ from recovery.admin.tables import (
     state,
 )
 
-SHOWN_LINES = 200
 SHOWN_ERROR = 160
 
 audited.register(
     "outbox-entry",
-    lambda pk: OutboxEntry.objects.filter(pk=pk).first() if pk.isdecimal() else None,
+    lambda pk: (
+        OutboxEntry.objects.defer("payload").filter(pk=pk).first() if pk.isdecimal() else None
+    ),
     actions=("outbox-entry-dead",),
 )
 
@@ -62,16 +63,7 @@ class ErrorFilter(ChoiceFilter):
 class OutboxEntryAdmin(ReadOnlyAdmin):
     """Outbox entries."""
 
-    list_display = (
-        "event_key",
-        "event_type",
-        "stands",
-        "attempts",
-        "next_attempt",
-        "reason_start",
-        "created",
-        "posted",
-    )
+    list_display = ("event_key", "created", "stands", "attempts", "next_attempt", "reason_start")
     list_filter = (StatusFilter, ErrorFilter)
     sortable_by = ("created",)
     search_fields = ("event_key", "id")
@@ -125,18 +117,16 @@ class OutboxEntryAdmin(ReadOnlyAdmin):
         return state(row.status, row.get_status_display())
 
     @column(_("next attempt at"))
-    def next_attempt(self, row: OutboxEntry) -> str:
+    def next_attempt(self, row: OutboxEntry) -> Any:
         """Return when it is tried next, while it is to be tried."""
-        return str(shown(row.next_attempt_at if row.status == EntryStatus.PENDING else None))
+        return shown(row.next_attempt_at if row.status == EntryStatus.PENDING else None)
 
     @column(_("last error"))
     def reason_start(self, row: Any) -> Any:
         """Return why it could not be posted, and the beginning of the text."""
         if not row.last_error_code:
             return NOTHING
-        return format_html(
-            '{}<div class="quiet">{}</div>', row.get_last_error_code_display(), row.error_begins
-        )
+        return above(row.get_last_error_code_display(), row.error_begins)
 
     @column(_("reason"))
     def reason(self, row: OutboxEntry) -> Any:
@@ -200,56 +190,3 @@ def newest_of_aggregate(aggregate: str) -> list[int]:
     with connection.cursor() as cursor:
         cursor.execute(sql, [aggregate] * len(EntryStatus.values))
         return [pk for (pk,) in cursor.fetchall()]
-
-
-def lines_table(payload: str) -> Table:
-    """Return the postings that a payload asks for, with their accounts as they are."""
-    lines = _lines(payload)
-    accounts = _accounts(lines[:SHOWN_LINES])
-    note = _text("The first %(shown)d of %(all)d.") % {"shown": SHOWN_LINES, "all": len(lines)}
-    return Table(
-        title=_text("Postings asked for"),
-        columns=("", _text("Account"), _text("Quantity"), _text("Unit"), _text("The account now")),
-        rows=[
-            _line_row(number, line, accounts)
-            for number, line in enumerate(lines[:SHOWN_LINES], start=1)
-        ],
-        empty=_text("The payload holds no postings that could be read."),
-        note=note if len(lines) > SHOWN_LINES else "",
-        numeric=frozenset({2}),
-    )
-
-
-def _lines(payload: str) -> list[dict[str, str]]:
-    try:
-        content = json.loads(payload)
-    except (ValueError, RecursionError):
-        return []
-    lines = content.get("postings") if isinstance(content, dict) else None
-    return [_line(it) for it in lines] if isinstance(lines, list) else []
-
-
-def _line(item: Any) -> dict[str, str]:
-    if not isinstance(item, dict):
-        return {"account": f"{item!r:.200}", "quantity": "", "unit": ""}
-    return {name: f"{item.get(name, '')!s:.200}" for name in ("account", "quantity", "unit")}
-
-
-def _accounts(lines: Iterable[dict[str, str]]) -> dict[tuple[str, str], Account]:
-    codes = {line["account"] for line in lines}
-    return {(it.code, it.unit): it for it in Account.objects.filter(code__in=codes)}
-
-
-def _line_row(
-    number: int, line: dict[str, str], accounts: dict[tuple[str, str], Account]
-) -> tuple[Any, ...]:
-    account = accounts.get((line["account"], line["unit"]))
-    if account is None:
-        return (number, line["account"], line["quantity"], line["unit"], _text("not there yet"))
-    return (number, link(account, account.code), line["quantity"], line["unit"], standing(account))
-
-
-def standing(account: Account) -> SafeString:
-    """Return whether an account takes postings, and its balance."""
-    closed = state("closed", _text("closed")) if account.closed_at else state("ok", _text("open"))
-    return format_html("{} {}", closed, f"{quantity_text(account.balance)} {account.unit}")

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.contrib import admin
-from django.utils.translation import gettext as _text
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ledger.admin import origins
@@ -53,12 +53,12 @@ def postings_table(transaction: Transaction) -> Table:
         (it.line, link(it.account, it.account.code), quantity_text(it.quantity), it.account.unit)
         for it in postings[: SHOWN_LINES + 1]
     ]
-    note = _text("The first %(shown)d; the rest is in the database.") % {"shown": SHOWN_LINES}
+    note = gettext("The first %(shown)d; the rest is in the database.") % {"shown": SHOWN_LINES}
     return Table(
-        title=_text("Postings"),
-        columns=(_text("Line"), _text("Account"), _text("Quantity"), _text("Unit")),
+        title=gettext("Postings"),
+        columns=(gettext("Line"), gettext("Account"), gettext("Quantity"), gettext("Unit")),
         rows=rows[:SHOWN_LINES],
-        empty=_text("It has no postings."),
+        empty=gettext("It has no postings."),
         note=note if len(rows) > SHOWN_LINES else "",
         numeric=frozenset({2}),
     )

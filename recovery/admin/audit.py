@@ -13,7 +13,7 @@ from recovery.admin import audited
 from recovery.admin.lists import Choice, ChoiceFilter
 from recovery.admin.rows import ReadOnlyAdmin, column
 from recovery.admin.search import newest
-from recovery.admin.tables import link, moment_of, pretty, shown
+from recovery.admin.tables import above, link, moment_of, pretty, shown
 from recovery.models import AuditRecord, JobRun
 
 SHOWN_REASON = 120
@@ -34,7 +34,7 @@ class ActionFilter(ChoiceFilter):
 class AuditRecordAdmin(ReadOnlyAdmin):
     """Who changed what, when and why."""
 
-    list_display = ("at_shown", "actor", "action", "target", "reason_start")
+    list_display = ("at_shown", "what", "target", "actor")
     list_filter = (ActionFilter,)
     sortable_by = ("at_shown",)
     search_fields = ("id", "actor", "action", "run_id")
@@ -73,10 +73,10 @@ class AuditRecordAdmin(ReadOnlyAdmin):
         found = audited.target_of(row)
         return link(found, self.target(row)) if found else self.target(row)
 
-    @column(_("reason"))
-    def reason_start(self, row: Any) -> Any:
-        """Return the beginning of the reason."""
-        return shown(row.reason_begins)
+    @column(_("action"))
+    def what(self, row: Any) -> Any:
+        """Return what was done, and the beginning of the reason."""
+        return above(row.action, row.reason_begins)
 
     @column(_("run"))
     def run_link(self, row: AuditRecord) -> Any:

@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _text
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from django_q.models import Schedule
 
@@ -22,12 +22,14 @@ from recovery.admin.runs import runs_table
 from recovery.admin.tables import (
     NOTHING,
     Table,
+    above,
     long_text,
     moment,
     moment_of,
     shown,
     span,
     state,
+    unbroken,
 )
 from recovery.models import Job, RunStatus
 from recovery.wakeups import TASK
@@ -48,8 +50,8 @@ PAUSE = Operation(
         "Ticks, wake-ups and run_job pass a paused job by. A run under way ends its batch."
     ),
     apply=lambda job, **author: pauses.pause(job.name, **author),
-    done=_("%(name)s is paused."),
-    already=_("%(name)s was paused already; nothing has been changed."),
+    done=_("Job %(name)s is paused."),
+    already=_("Job %(name)s was paused already; nothing has been changed."),
     fits=lambda job: job.paused_at is None,
 )
 RESUME = Operation(
@@ -57,8 +59,8 @@ RESUME = Operation(
     label=_("Resume"),
     explanation=_("The job runs again, at once and at every tick."),
     apply=lambda job, **author: pauses.resume(job.name, **author),
-    done=_("%(name)s runs again."),
-    already=_("%(name)s was not paused; nothing has been changed."),
+    done=_("Job %(name)s runs again."),
+    already=_("Job %(name)s was not paused; nothing has been changed."),
     fits=lambda job: job.paused_at is not None,
 )
 
@@ -76,16 +78,14 @@ class JobAdmin(OperatedAdmin):
         "lease",
         "next_run",
         "last_run",
-        "finished_shown",
-        "error_start",
+        "last_error_start",
     )
     fieldsets = (
         (None, {"fields": ("name", "does", "period", "state", "next_run", "wake_shown")}),
         (_("Heartbeat and lease"), {"fields": ("heartbeat", "heart", "lease", "fence")}),
-        (_("Last run"), {"fields": ("last_run", "started_shown", "finished_shown", "error")}),
+        (_("Last run"), {"fields": ("last_run", "started_shown", "error")}),
     )
     started_shown = moment_of(Job, "last_started_at")
-    finished_shown = moment_of(Job, "last_finished_at")
     wake_shown = moment_of(Job, "wake_requested_at")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
@@ -106,7 +106,7 @@ class JobAdmin(OperatedAdmin):
     def does(self, row: Job) -> str:
         """Return what the job is for."""
         known = _registered(row)
-        return known.summary if known else _text("This version of the program has no such job.")
+        return known.summary if known else gettext("This version of the program has no such job.")
 
     @column(_("period"))
     def period(self, row: Job) -> str:
@@ -115,12 +115,14 @@ class JobAdmin(OperatedAdmin):
         return span(timedelta(seconds=known.period_s)) if known else NOTHING
 
     @column(_("state"))
-    def state(self, row: Any) -> SafeString:
+    def state(self, row: Any) -> Any:
         """Return whether the job is paused, at work, or waits."""
         if row.paused_at:
-            text = _text("paused since %(moment)s") % {"moment": moment(row.paused_at)}
-            return state("paused", text)
-        return state("running", _text("at work")) if _is_held(row) else state("ok", _text("waits"))
+            since = gettext("since %(moment)s") % {"moment": moment(row.paused_at)}
+            return above(state("paused", gettext("paused")), since)
+        return (
+            state("running", gettext("at work")) if _is_held(row) else state("ok", gettext("waits"))
+        )
 
     @column(_("heartbeat"))
     def heartbeat(self, row: Any) -> SafeString | str:
@@ -128,7 +130,7 @@ class JobAdmin(OperatedAdmin):
         if not row.heartbeat_at:
             return NOTHING
         age = row.now - row.heartbeat_at
-        text = _text("%(age)s ago") % {"age": span(age)}
+        text = gettext("%(age)s ago") % {"age": span(age)}
         return state("late", text) if _is_late(row, age) else text
 
     @column(_("heartbeat from"))
@@ -136,35 +138,36 @@ class JobAdmin(OperatedAdmin):
         """Return who beat last."""
         if not row.heartbeat_host:
             return NOTHING
-        return f"{row.heartbeat_host}, {_text('process')} {row.heartbeat_pid}"
+        return f"{row.heartbeat_host}, {gettext('process')} {row.heartbeat_pid}"
 
     @column(_("lease"))
     def lease(self, row: Any) -> str:
         """Return who holds the lease and for how long."""
         if _is_held(row):
             facts = {"owner": row.lease_owner, "span": span(row.lease_expires_at - row.now)}
-            return _text("%(owner)s, %(span)s left") % facts
+            return gettext("%(owner)s, %(span)s left") % facts
         if row.lease_owner:
-            return _text("free; expired under %(owner)s") % {"owner": row.lease_owner}
-        return _text("free")
+            return gettext("free; expired under %(owner)s") % {"owner": row.lease_owner}
+        return gettext("free")
 
     @column(_("next run"))
-    def next_run(self, row: Any) -> str:
+    def next_run(self, row: Any) -> Any:
         """Return the next tick."""
-        return moment(row.next_run_at)
+        return shown(row.next_run_at)
 
     @column(_("last run"))
     def last_run(self, row: Job) -> Any:
         """Return how the last run ended and how long it took."""
         if not row.last_status:
-            return _text("never ran")
+            return gettext("never ran")
         label = state(row.last_status, row.get_last_status_display())
         if row.last_duration_s is None or row.last_status == RunStatus.RUNNING:
             return label
-        return format_html("{} {:.3f} s", label, row.last_duration_s)
+        took = unbroken(f"{row.last_duration_s:.3f} s")
+        return above(format_html("{} {}", label, took), moment(row.last_finished_at))
 
     @column(_("last error"))
-    def error_start(self, row: Job) -> Any:
+    def last_error_start(self, row: Job) -> Any:
         """Return the beginning of the last error."""
         return shown(row.last_error[:SHOWN_ERROR])
 

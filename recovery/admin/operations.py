@@ -124,7 +124,7 @@ class OperatedAdmin(ReadOnlyAdmin):
             if not is_infrastructure(error):
                 raise
             logger.warning("operation_refused", extra={"row": str(row), "error": str(error)})
-            text = _("%(name)s: the database is busy, nothing has been changed. Try again.")
+            text = _("The database is busy: %(name)s has not been changed. Try again.")
             self.message_user(request, text % {"name": row}, messages.ERROR)
             return
         level = messages.SUCCESS if changed else messages.WARNING

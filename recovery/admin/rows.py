@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
+from django.utils.text import capfirst
 
 from recovery.admin.lists import IndexedChangeList
 from recovery.admin.paging import CappedPaginator
@@ -59,7 +60,8 @@ class ReadOnlyAdmin(ExactSearchAdmin):
         """Show the list; refuse a POST by whoever has no action here."""
         if request.method == "POST" and not self.get_actions(request):
             raise PermissionDenied
-        return super().changelist_view(request, extra_context)
+        title = {"title": capfirst(self.opts.verbose_name_plural)}
+        return super().changelist_view(request, title | (extra_context or {}))
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """Return the order of the index that serves the filters in the request."""
@@ -82,7 +84,11 @@ class ReadOnlyAdmin(ExactSearchAdmin):
     ) -> HttpResponse:
         """Add tables and buttons to the page of a row."""
         row = context["original"]
-        context |= {"tables": list(self.tables(row)), "buttons": list(self.buttons(request, row))}
+        context |= {
+            "title": capfirst(self.opts.verbose_name),
+            "tables": list(self.tables(row)),
+            "buttons": list(self.buttons(request, row)),
+        }
         return super().render_change_form(request, context, *args, **kwargs)
 
 

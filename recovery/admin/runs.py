@@ -8,7 +8,7 @@ from django.db.models.functions import Left
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _text
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from recovery.admin.lists import Choice, ChoiceFilter
@@ -16,6 +16,7 @@ from recovery.admin.rows import ReadOnlyAdmin, column
 from recovery.admin.tables import (
     NOTHING,
     Table,
+    above,
     link,
     list_of,
     long_text,
@@ -23,8 +24,8 @@ from recovery.admin.tables import (
     moment_of,
     page_of_key,
     pretty,
-    shown,
     state,
+    unbroken,
 )
 from recovery.models import AuditRecord, Job, JobRun, RunStatus
 
@@ -38,14 +39,14 @@ def runs_table(job: Job) -> Table:
         job.runs.order_by("-id").annotate(error_begins=Left("error", SHOWN_ERROR)).defer("error")
     )
     return Table(
-        title=_text("Latest runs"),
+        title=gettext("Latest runs"),
         columns=(
-            _text("Started"),
-            _text("Status"),
-            _text("Took"),
-            _text("Host"),
-            _text("Counts"),
-            _text("Error"),
+            gettext("Started"),
+            gettext("Status"),
+            gettext("Took"),
+            gettext("Host"),
+            gettext("Counts"),
+            gettext("Error"),
         ),
         rows=[
             (
@@ -58,8 +59,8 @@ def runs_table(job: Job) -> Table:
             )
             for run in runs[:SHOWN_RUNS]
         ],
-        empty=_text("It never ran."),
-        more=(list_of(JobRun, job=job.name), _text("All runs")),
+        empty=gettext("It never ran."),
+        more=(list_of(JobRun, job=job.name), gettext("All runs")),
     )
 
 
@@ -72,7 +73,7 @@ def took(run: JobRun) -> str:
     """Return how long a run took."""
     if not run.finished_at:
         return NOTHING
-    return f"{(run.finished_at - run.started_at).total_seconds():.3f} s"
+    return unbroken(f"{(run.finished_at - run.started_at).total_seconds():.3f} s")
 
 
 def counts(run: JobRun) -> str:
@@ -104,14 +105,14 @@ class RunStatusFilter(ChoiceFilter):
 class JobRunAdmin(ReadOnlyAdmin):
     """Runs of jobs."""
 
-    list_display = ("started", "job_link", "ended", "lasted", "host", "pid", "did", "error_start")
+    list_display = ("started", "job_link", "ended", "lasted", "where", "outcome")
     list_filter = (RunJobFilter, RunStatusFilter)
     sortable_by = ("started",)
     search_fields = ("run_id", "id")
     search_help_text = _("Exactly: a run (UUID) or an id.")
     fieldsets = (
         (None, {"fields": ("run_id", "job", "ended", "started", "finished", "lasted")}),
-        (_("Where"), {"fields": ("host", "pid", "fence")}),
+        (_("Where"), {"fields": ("where", "fence")}),
         (_("What came of it"), {"fields": ("counts_shown", "error_shown")}),
     )
     started = moment_of(JobRun, "started_at")
@@ -131,14 +132,17 @@ class JobRunAdmin(ReadOnlyAdmin):
         records = AuditRecord.objects.filter(run_id=row.run_id).order_by("-id")
         records = records.defer("before", "after", "evidence")
         yield Table(
-            title=_text("Audit records of this run"),
-            columns=(_text("At"), _text("Action"), _text("Target"), _text("Reason")),
+            title=gettext("Audit records of this run"),
+            columns=(gettext("At"), gettext("Action"), gettext("Target"), gettext("Reason")),
             rows=[
                 (it.at, link(it, it.action), f"{it.target_type}/{it.target_id}", it.reason)
                 for it in records[:SHOWN_RUNS]
             ],
-            empty=_text("It changed nothing that is audited."),
-            more=(list_of(AuditRecord, q=str(row.run_id)), _text("All audit records of this run")),
+            empty=gettext("It changed nothing that is audited."),
+            more=(
+                list_of(AuditRecord, q=str(row.run_id)),
+                gettext("All audit records of this run"),
+            ),
         )
 
     @column(_("job"))
@@ -156,15 +160,15 @@ class JobRunAdmin(ReadOnlyAdmin):
         """Return how long the run took."""
         return took(row)
 
-    @column(_("counts"))
-    def did(self, row: JobRun) -> str:
-        """Return what the run did, in one line."""
-        return counts(row)
+    @column(_("host, process"))
+    def where(self, row: JobRun) -> str:
+        """Return where it ran."""
+        return f"{row.host}, {row.pid}"
 
-    @column(_("error"))
-    def error_start(self, row: Any) -> Any:
-        """Return the beginning of the error."""
-        return shown(row.error_begins)
+    @column(_("counts, error"))
+    def outcome(self, row: Any) -> Any:
+        """Return what the run did, and the beginning of the error."""
+        return above(counts(row), row.error_begins)
 
     @column(_("counts"))
     def counts_shown(self, row: JobRun) -> SafeString | str:

@@ -51,7 +51,7 @@ def shown(value: Any) -> Any:
     if value is None or value == "":
         return NOTHING
     if isinstance(value, datetime):
-        return moment(value)
+        return unbroken(moment(value))
     return display_for_value(value, NOTHING)
 
 
@@ -60,12 +60,18 @@ def moment(value: datetime | None) -> str:
     return date_format(localtime(value), "Y-m-d H:i:s") if value else NOTHING
 
 
+def unbroken(text: str) -> SafeString:
+    """Return a text that stays on one line."""
+    return format_html('<span class="unbroken">{}</span>', text)
+
+
 def moment_of(model: type[Model], name: str) -> Callable[[Any, Any], str]:
     """Return a column that shows the time in field ``name`` to the second."""
 
     def column(model_admin: Any, row: Any) -> str:
         return moment(getattr(row, name))
 
+    column.admin_order_field = name  # type: ignore[attr-defined]
     column.short_description = model._meta.get_field(name).verbose_name  # type: ignore[attr-defined,union-attr]
     return column
 
@@ -106,6 +112,11 @@ def state(value: str, label: Any = None) -> SafeString:
     """Return a state as a coloured word; admin.css knows the values."""
     text = value if label is None else label
     return format_html('<span class="state state-{}">{}</span>', value, text)
+
+
+def above(first: Any, second: Any) -> Any:
+    """Return ``first`` with ``second`` in small print beneath it, where there is one."""
+    return format_html('{}<div class="quiet">{}</div>', first, second) if second else first
 
 
 def long_text(text: str) -> SafeString | str:

@@ -4,7 +4,7 @@ from typing import Any
 
 from django.contrib import admin
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _text
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from recovery.admin.rows import ReadOnlyAdmin, column
@@ -26,5 +26,5 @@ class BreakerAdmin(ReadOnlyAdmin):
     def is_open(self, row: Any) -> SafeString:
         """Return whether calls are held back."""
         if row.opened_at:
-            return state("open_breaker", _text("open: nothing is sent until the next try"))
-        return state("ok", _text("closed: endpoint is called"))
+            return state("open_breaker", gettext("open: nothing is sent until the next try"))
+        return state("ok", gettext("closed: endpoint is called"))

@@ -6,7 +6,7 @@ from typing import Any
 from django.contrib import admin
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _text
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ledger.admin import origins
@@ -67,11 +67,11 @@ class LotAdmin(ReadOnlyAdmin):
         """Return the orders that split the lot."""
         orders = row.split_orders.order_by("-id")[:SHOWN_ORDERS]
         yield Table(
-            title=_text("Split by"),
-            columns=(_text("Order"), _text("Status"), _text("Created"), _text("Finalized")),
+            title=gettext("Split by"),
+            columns=(gettext("Order"), gettext("Status"), gettext("Created"), gettext("Finalized")),
             rows=[(link(it), order_state(it), it.created_at, it.finalized_at) for it in orders],
-            empty=_text("No order splits this lot."),
-            more=(list_of(SplitOrder, q=row.code), _text("All orders of this lot")),
+            empty=gettext("No order splits this lot."),
+            more=(list_of(SplitOrder, q=row.code), gettext("All orders of this lot")),
         )
 
     @column(_("quantity"))
@@ -98,11 +98,11 @@ class LotAdmin(ReadOnlyAdmin):
     def in_ledger(self, row: Lot) -> SafeString:
         """Return a link to the outbox entries of the lot's root."""
         url = list_of(OutboxEntry, q=row.aggregate)
-        return format_html('<a href="{}">{}</a>', url, _text("Outbox entries of the root lot"))
+        return format_html('<a href="{}">{}</a>', url, gettext("Outbox entries of the root lot"))
 
 
 def order_state(order: SplitOrder) -> SafeString:
     """Return where an order stands; one that is being finalized says so."""
     if order.finalize_in_progress:
-        return state("in_progress", _text("in progress"))
+        return state("in_progress", gettext("in progress"))
     return state(order.status, order.get_status_display())

@@ -10,11 +10,10 @@ from django.db.models.functions import Left, Now
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _text
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ledger.admin import origins
-from ledger.outbox import quantity_text
 from recovery.admin import audited
 from recovery.admin.lists import ChoiceFilter
 from recovery.admin.rows import ReadOnlyAdmin, column
@@ -32,8 +31,9 @@ from recovery.admin.tables import (
 )
 from splits import audit
 from splits.admin.lots import order_state
+from splits.admin.parts import children_table, lines_table, steps_table
 from splits.admin.story import Story
-from splits.models import OrderStatus, SplitOrder, StepName
+from splits.models import OrderStatus, SplitOrder
 
 SHOWN_ERROR = 120
 
@@ -95,14 +95,13 @@ class SplitOrderAdmin(ReadOnlyAdmin):
 
     list_display = (
         "number",
+        "created",
         "lot",
         "stands",
-        "finalize_attempts",
+        "attempts",
         "recovery_count",
         "next_finalize",
         "error_start",
-        "finalized",
-        "created",
     )
     list_filter = (OrderStatusFilter, ProgressFilter)
     sortable_by = ("created",)
@@ -115,7 +114,7 @@ class SplitOrderAdmin(ReadOnlyAdmin):
             {
                 "fields": (
                     "progress",
-                    "finalize_attempts",
+                    "attempts",
                     "next_finalize",
                     "recovery_count",
                     "finalize_epoch",
@@ -168,14 +167,19 @@ class SplitOrderAdmin(ReadOnlyAdmin):
     @column(_("status"))
     def stands(self, row: Any) -> SafeString:
         """Return where the order stands, and whether it hangs."""
-        return state("late", _text("stuck")) if _is_stuck(row) else order_state(row)
+        return state("late", gettext("stuck")) if _is_stuck(row) else order_state(row)
+
+    @column(_("attempts"))
+    def attempts(self, row: SplitOrder) -> str:
+        """Return the attempts made and how many there may be."""
+        return f"{row.finalize_attempts}/{settings.JOB_FINALIZE_RETRY_LIMIT}"
 
     @column(_("in progress"))
     def progress(self, row: Any) -> Any:
         """Return who finalizes the order, since when, and the age of the last progress."""
         if not row.finalize_in_progress:
-            return _text("no")
-        text = _text("since %(start)s by %(owner)s; last progress %(age)s ago") % {
+            return gettext("no")
+        text = gettext("since %(start)s by %(owner)s; last progress %(age)s ago") % {
             "start": moment(row.finalize_started_at),
             "owner": row.finalize_owner,
             "age": span(_age(row)),
@@ -203,55 +207,3 @@ def _age(row: Any) -> Any:
 def _is_stuck(row: Any) -> bool:
     threshold_s = settings.JOB_FINALIZE_STUCK_THRESHOLD_SEC
     return bool(row.finalize_in_progress and _age(row).total_seconds() > threshold_s)
-
-
-def steps_table(story: Story) -> Table:
-    """Return the five steps, done and not yet done."""
-    done = {step.name: step for step in story.steps}
-    return Table(
-        title=_text("Steps"),
-        columns=(_text("Step"), _text("State"), _text("Done at"), _text("Epoch")),
-        rows=[
-            (
-                name.label,
-                state("done", _text("done")) if name in done else _text("not yet"),
-                done[name].completed_at if name in done else None,
-                done[name].epoch if name in done else None,
-            )
-            for name in StepName
-        ],
-        empty="",
-    )
-
-
-def lines_table(order: SplitOrder) -> Table:
-    """Return the order's lines."""
-    return Table(
-        title=_text("Lines"),
-        columns=(_text("Line"), _text("Kind"), _text("SKU"), _text("Quantity")),
-        rows=[
-            (it.line, it.get_kind_display(), it.sku, quantity_text(it.quantity))
-            for it in order.lines.order_by("line")
-        ],
-        empty=_text("It has no lines."),
-        numeric=frozenset({3}),
-    )
-
-
-def children_table(order: SplitOrder) -> Table:
-    """Return the lots that the order made."""
-    return Table(
-        title=_text("Child lots"),
-        columns=(_text("Lot"), _text("SKU"), _text("Quantity"), _text("Status")),
-        rows=[
-            (
-                link(it),
-                it.sku,
-                f"{quantity_text(it.quantity)} {it.unit}",
-                state(it.status, it.get_status_display()),
-            )
-            for it in order.outputs.order_by("code")
-        ],
-        empty=_text("None yet: the step “create outputs” makes them."),
-        numeric=frozenset({2}),
-    )

@@ -1,5 +1,6 @@
 """What happened to a split order, told from its rows: steps, records, ledger entries."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -154,4 +155,4 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 
 def _fact(value: Any) -> str:
-    return NOTHING if value is None else str(value)
+    return value if isinstance(value, str) else json.dumps(value)
