@@ -51,7 +51,8 @@ check: setup ## lint, format, types, contracts, migrations, system checks, locks
 	$(EMBEDDED) $(RUN) manage.py check
 	@echo '$(RUN) manage.py check --deploy --fail-level WARNING  # as in production'
 	@$(EMBEDDED) SECRET_KEY="$$($(RUN) -c 'import secrets; print(secrets.token_urlsafe(50))')" \
-		DATABASE_URL=mysql://user:password@127.0.0.1/recovery REDIS_URL=redis://127.0.0.1/0 \
+		DATABASE_URL=mysql://user:password@db.example/recovery \
+		REDIS_URL=rediss://:password@cache.example:6379/0 METRICS_TOKEN=bearer-of-the-scraper \
 		DEBUG=false ALLOWED_HOSTS=recovery.example \
 		$(RUN) manage.py check --deploy --fail-level WARNING
 	$(RUN) .ci/hygiene.py

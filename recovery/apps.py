@@ -13,10 +13,10 @@ class RecoveryConfig(AppConfig):
     verbose_name = _("Recovery")
 
     def ready(self) -> None:
-        """Import ``<app>/jobs.py``, ``<app>/metrics.py`` and this app's checks."""
-        from recovery import checks, metrics, registry, sqlite, tallies  # noqa: F401
+        """Import ``jobs.py``, ``metrics.py`` and ``checks.py`` of every app."""
+        from recovery import metrics, registry, sqlite, tallies  # noqa: F401
 
-        autodiscover_modules("jobs", "metrics")
+        autodiscover_modules("jobs", "metrics", "checks")
         if settings.METRICS_ENABLED:
             metrics.announce(job.name for job in registry.all_jobs())
         if place := tallies.directory():

@@ -211,7 +211,7 @@ Q_CLUSTER: dict[str, Any] = {
 }
 
 # django-q2's index on failed tasks is partial where the database knows such; MariaDB ignores that.
-SILENCED_SYSTEM_CHECKS = ["models.W037"]
+SILENCED_SYSTEM_CHECKS = ["models.W037", *env.words("SILENCED_SYSTEM_CHECKS", ())]
 
 USE_TZ = True
 TIME_ZONE = env.time_zone("TIME_ZONE", "UTC")

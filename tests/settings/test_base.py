@@ -18,6 +18,7 @@ PRODUCTION = {
     "DATABASE_URL": "mysql://user:hush@127.0.0.1/recovery",
     "REDIS_URL": "redis://127.0.0.1/0",
     "SECRET_KEY": "production-key-that-is-long-enough-and-random-0123456789",
+    "METRICS_TOKEN": "bearer-of-the-scraper",
 }
 WRONG = {
     "DEBUG": "maybe",

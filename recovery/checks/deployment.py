@@ -1,0 +1,106 @@
+"""What must not be so in production; ``manage.py check --deploy`` tells."""
+
+import ipaddress
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Tags, Warning, register  # noqa: A004
+from redis.connection import parse_url
+
+from recovery.checks.configuration import is_server
+
+
+@register(Tags.security, deploy=True)
+def check_deployment(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> list[CheckMessage]:
+    """Warn of what is open to others, breaks on purpose or belongs on a desk."""
+    return [
+        *_faultpoints(),
+        *_any_host(),
+        *_open_metrics(),
+        *_open_redis(),
+        *_one_file(),
+        *_logs_for_eyes(),
+    ]
+
+
+def _faultpoints() -> Iterator[CheckMessage]:
+    if settings.RECOVERY_FAULTPOINTS:
+        yield Warning(
+            f"RECOVERY_FAULTPOINTS={settings.RECOVERY_FAULTPOINTS!r} is set:"
+            " processes break on purpose.",
+            hint="Unset it outside tests and drills.",
+            id="recovery.W002",
+        )
+
+
+def _any_host() -> Iterator[CheckMessage]:
+    if "*" in settings.ALLOWED_HOSTS:
+        yield Warning(
+            "ALLOWED_HOSTS holds '*': whoever sends a request chooses the host name that links"
+            " and redirects are made of.",
+            hint="Name the hosts that serve the site: ALLOWED_HOSTS=stock.example.org.",
+            id="recovery.W020",
+        )
+
+
+def _open_metrics() -> Iterator[CheckMessage]:
+    if settings.METRICS_ENABLED and not settings.METRICS_TOKEN:
+        yield Warning(
+            "METRICS_TOKEN is empty: whoever reaches the site reads /metrics.",
+            hint="Set METRICS_TOKEN to a long random text and give it to Prometheus as a bearer"
+            " token, or set METRICS_ENABLED=false.",
+            id="recovery.W021",
+        )
+
+
+def _open_redis() -> Iterator[CheckMessage]:
+    if not settings.REDIS_URL:
+        return
+    address = parse_url(settings.REDIS_URL)  # type: ignore[no-untyped-call]
+    host = address.get("host", "")
+    if not host or _is_loopback(host):
+        return
+    if not address.get("password"):
+        yield Warning(
+            f"Redis on {host} is used without a password: whoever reaches its port can take"
+            " locks and queue tasks.",
+            hint="Set requirepass or an ACL user there: REDIS_URL=rediss://:password@host:6379/0.",
+            id="recovery.W022",
+        )
+    if settings.REDIS_URL.startswith("redis:"):
+        yield Warning(
+            f"The connection to Redis on {host} is not encrypted:"
+            " password and tasks pass the network in the clear.",
+            hint="Use TLS, rediss://; where the network itself is private,"
+            " SILENCED_SYSTEM_CHECKS=recovery.W023.",
+            id="recovery.W023",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _one_file() -> Iterator[CheckMessage]:
+    if not is_server(settings.DATABASE_URL):
+        yield Warning(
+            "The database is a SQLite file: one host, one writer at a time, and quantities of"
+            " at most 15 digits.",
+            hint="Set DATABASE_URL=mysql://user:password@host:3306/name.",
+            id="recovery.W024",
+        )
+
+
+def _logs_for_eyes() -> Iterator[CheckMessage]:
+    if settings.LOG_FORMAT == "text":
+        yield Warning(
+            "LOG_FORMAT=text writes logs for eyes: a stack is many lines, and no collector"
+            " finds the fields.",
+            hint="Set LOG_FORMAT=json, or leave it unset: logs are text only on a terminal.",
+            id="recovery.W025",
+        )
