@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 GRACE_S = 20.0
 LOOK_EVERY_S = 0.1
+KILLED = 128
+"""Added to a signal's number where COMMAND was killed by it, as shells do."""
 
 
 def run(command: Sequence[str]) -> int:
@@ -43,7 +45,8 @@ def _end(child: "subprocess.Popen[bytes]") -> int:
             child.wait(GRACE_S)
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
-    return child.wait()
+    status = child.wait()
+    return status if status >= 0 else KILLED - status
 
 
 if __name__ == "__main__":
