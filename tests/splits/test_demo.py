@@ -1,110 +1,85 @@
-"""The demo: real processes, from an empty directory to the summary, killed and started again."""
+"""The demo: real processes, from an empty directory through three stories, and started again."""
 
+import http.cookiejar
 import json
 import os
 import re
+import shutil
 import signal
 import socket
-import subprocess
-import sys
+import sqlite3
+import urllib.parse
 import urllib.request
-from pathlib import Path
+from contextlib import closing
 
 import pytest
-from django.conf import settings
 
-from splits.processes import ChildDiedError, Children
+from tests.splits.demos import Demo, links
 from tests.splits.processes import wait_until
 
-DEADLINE_S = 120
+pytestmark = [pytest.mark.sqlite, pytest.mark.timeout(600)]
 
-pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture
-def port():
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Demo:
-    """A running demo in a directory of its own."""
-
-    def __init__(self, var, port, *options, **environ):
-        self.var, self.port = var, port
-        self.log = (var.parent / "demo.out").open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, "manage.py", "demo", *options],
-            cwd=settings.BASE_DIR,
-            env={
-                **{k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")},
-                "DJANGO_SETTINGS_MODULE": "settings.base",
-                "DEBUG": "true",
-                "VAR_DIR": str(var),
-                "PORT": str(port),
-                "LOG_LEVEL": "WARNING",
-                **environ,
-            },
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def output(self):
-        return (self.var.parent / "demo.out").read_text()
-
-    def says(self, text):
-        def said():
-            assert self.process.poll() is None or text in self.output(), self.output()
-            return text in self.output()
-
-        wait_until(said, deadline_s=DEADLINE_S)
-        return self.output()
-
-    def descendants(self):
-        """Return the ids of processes that work in this demo's directory."""
-        mine = f"VAR_DIR={self.var}".encode()
-        return [
-            int(path.parent.name)
-            for path in Path("/proc").glob("[0-9]*/environ")
-            if mine in _content(path).split(b"\0")
-            and b"Z" not in _content(path.with_name("stat")).rpartition(b")")[2][:3]
-        ]
-
-    def end(self):
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(DEADLINE_S)
-
-
-def _content(path):
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+END = "Ctrl-C stops it."
+SECONDS_TO_STOP = 30  # it takes two; the machine may be busy
 
 
 @pytest.fixture
-def start(tmp_path, port):
+def start(tmp_path):
     """Start the demo; whatever is left of it is killed at the end."""
     demos = []
 
     def start(*options, **environ):
-        demos.append(Demo(tmp_path / "var", port, *options, **environ))
+        demos.append(Demo(tmp_path / "var", *options, **environ))
         return demos[-1]
 
     yield start
     for demo in demos:
-        for pid in demo.descendants():
-            os.kill(pid, signal.SIGKILL)
-        demo.process.wait()
-        demo.log.close()
+        demo.clean_up()
 
 
-def test_demo_finalizes_and_posts_everything_and_serves_until_it_is_stopped(start, port):
-    demo = start()
-    output = demo.says("Ctrl-C stops it.")
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    """A demo that has told its stories and serves."""
+    demo = Demo(tmp_path_factory.mktemp("played") / "var")
+    try:
+        demo.says(END)
+        yield demo
+    finally:
+        demo.clean_up()
+
+
+@pytest.fixture
+def played_before(played, tmp_path):
+    """A directory as a demo leaves it that was stopped after its stories."""
+    var = tmp_path / "var"
+    var.mkdir()
+    with (
+        closing(sqlite3.connect(played.var / "db.sqlite3", timeout=20)) as there,
+        closing(sqlite3.connect(var / "db.sqlite3")) as here,
+    ):
+        there.backup(here)
+    shutil.copy(played.var / "demo-password", var)
+    return var
+
+
+def logged_in(demo):
+    """Return an opener that has logged in with what the terminal says."""
+    found = re.search(r"Log in as: (\S+), password (\S+) ", demo.output())
+    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar()))
+    _status, url, html = demo.get("/admin/", opener)
+    token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', html)[1]
+    form = {"username": found[1], "password": found[2], "csrfmiddlewaretoken": token}
+    with opener.open(url, urllib.parse.urlencode(form).encode(), timeout=30) as page:
+        assert "/login/" not in page.url
+    return opener
+
+
+def jar():
+    return http.cookiejar.CookieJar()
+
+
+def test_everything_is_finalized_and_posted_before_anything_breaks(played):
+    output = played.output().partition("Story 1 of 3")[0]
     assert "120 orders imported, 0 skipped" in output
     assert "120 imported now, 0 known; 120 finalized" in output
     assert "Child lots: 597" in output
@@ -112,17 +87,189 @@ def test_demo_finalizes_and_posts_everything_and_serves_until_it_is_stopped(star
     assert "Dead entries (DLQ): 0" in output
     assert "in flight: 0 entries" in output
     assert "everything agrees" in output
-    password = (demo.var / "demo-password").read_text()
-    assert f"Log in as: demo, password {password}" in output
-    assert (demo.var / "demo-password").stat().st_mode & 0o077 == 0
-    url = f"http://127.0.0.1:{port}/admin/"
-    assert f"Look at: {url}" in output
-    with urllib.request.urlopen(url, timeout=20) as page:
-        assert page.status == 200
+
+
+def test_settings_that_differ_from_the_defaults_are_printed(played):
+    output = played.output()
+    assert "JOB_OUTBOX_MAX_ATTEMPTS=4 (default 10)" in output
+    assert "JOB_FINALIZE_STUCK_THRESHOLD_SEC=13 (default 300)" in output
+    webhook = f"SPLIT_COMPLETION_WEBHOOK=http://127.0.0.1:{played.endpoint_port}/split-completed"
+    assert webhook in output
+
+
+def test_closed_account_fills_the_dlq(played):
+    entry, status, attempts, code = played.row(
+        "SELECT id, status, attempts, last_error_code FROM ledger_outboxentry WHERE event_key = ?",
+        "lot:BOARD-DEMO-1-CLOSED:received",
+    )
+    assert (status, attempts, code) == ("dead", 4, "account_closed")
+    assert played.rows(
+        "SELECT actor FROM recovery_auditrecord WHERE action = 'outbox-entry-dead'"
+        " AND target_id = ?",
+        str(entry),
+    ) == [("system:processLedgerOutbox",)]
+    assert played.rows(
+        "SELECT 1 FROM recovery_auditrecord WHERE action = 'account-closed' AND reason > ''"
+    )
+    # What comes after it in its aggregate waits; everybody else goes on.
+    waiting = "SELECT status, attempts FROM ledger_outboxentry WHERE event_key = ?"
+    assert played.row(waiting, "split-order:DEMO-1-CLOSED:finalized") == ("pending", 0)
+    assert played.row(waiting, "split-order:DEMO-1-OTHER:finalized") == ("posted", 0)
+    story = played.output().partition("Story 1 of 3")[2].partition("Story 2 of 3")[0]
+    for attempt, delay in ((1, 2), (2, 4), (3, 8)):
+        assert f"Attempt {attempt} of 4, the next one in {delay} s" in story
+    assert "the receipt is dead" in story
+
+
+def test_unreachable_webhook_opens_the_breaker_and_costs_no_further_attempts(played):
+    orders = "SELECT number, status, finalize_attempts FROM splits_splitorder WHERE number GLOB ?"
+    found = played.rows(orders, "DEMO-1-NOTIFY-*")
+    assert [status for _number, status, _attempts in found] == ["finalized"] * 4
+    failures = played.rows(
+        "SELECT target_id FROM recovery_auditrecord WHERE target_id GLOB 'DEMO-1-NOTIFY-*'"
+        " AND action = 'split-order-finalize-failed'"
+        " AND json_extract(evidence, '$.code') = 'endpoint_failed'"
+    )
+    assert len(failures) == 5
+    # Five failed calls and four that were answered: the breaker's waiting cost nothing.
+    assert sum(attempts for _number, _status, attempts in found) == 9
+    assert played.row("SELECT failures, opened_at FROM splits_breaker") == (0, None)
+    story = played.output().partition("Story 2 of 3")[2].partition("Story 3 of 3")[0]
+    events = (
+        "is switched off",
+        "attempt 1 failed",
+        "5 failures in a row open the breaker",
+        "4 of 4 orders wait at the breaker",
+        "The endpoint is back",
+        "answers 200",
+        "the breaker is closed again",
+        "4 of 4 orders are finalized",
+    )
+    places = [story.find(event) for event in events]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_killed_finalizer_is_found_recovered_on_the_record_and_posted_once(played):
+    number, recoveries, attempts = played.row(
+        "SELECT number, recovery_count, finalize_attempts FROM splits_splitorder"
+        " WHERE number GLOB 'DEMO-1-KILLED-*' AND status = 'finalized' AND recovery_count > 0"
+    )
+    assert (recoveries, attempts) == (1, 2)
+    steps = played.rows(
+        "SELECT name, s.epoch FROM splits_finalizestep s JOIN splits_splitorder o"
+        " ON o.id = order_id WHERE number = ? ORDER BY s.id",
+        number,
+    )
+    assert steps == [
+        ("validate", 1),
+        ("consume_source", 1),
+        ("create_outputs", 1),
+        ("post_ledger", 3),
+        ("notify", 3),
+    ]
+    actor, evidence = played.row(
+        "SELECT actor, evidence FROM recovery_auditrecord WHERE target_id = ?", number
+    )
+    assert actor == "system:recoverFinalizeStuck"
+    assert json.loads(evidence)["age_s"] >= 13
+    assert json.loads(evidence)["proof"]["how"] == "BEGIN IMMEDIATE was granted"
+    key = f"split-order:{number}:finalized"
+    assert played.row("SELECT count(*) FROM ledger_transaction WHERE event_key = ?", key) == (1,)
+    assert "killed by signal 9" in played.output()
+
+
+def test_dead_receipt_is_all_that_disagrees_at_the_end(played):
+    status, found = played.manage("reconcile", "--json")
+    assert status == 1
+    assert [(it["kind"], it["target"].split()[1]) for it in found["findings"]] == [
+        ("entry_dead", "lot:BOARD-DEMO-1-CLOSED:received")
+    ]
+    output = played.output().rpartition("Story 3 of 3")[2]
+    assert "That is the dead receipt of story 1" in output
+    assert "Everything else agrees." in output
+
+
+def test_guide_shows_the_stories_and_leads_to_pages_that_exist(played):
+    status, url, html = played.get("/")
+    assert (status, url) == (200, played.url("/demo/"))
+    assert html.count('class="played"') == 3
+    assert "account_closed" in html
+    opener = logged_in(played)
+    addresses = links(html)
+    for row in ("account", "outboxentry", "auditrecord", "splitorder", "breaker", "job"):
+        assert any(f"/{row}/" in address for address in addresses), row
+    assert {"/metrics", "/readyz?jobs=1"} <= set(addresses)
+    for address in sorted(set(addresses)):
+        status, _url, text = played.get(address, opener)
+        assert status == 200, f"{address}: {text[:2000]}"
+
+
+def test_password_is_the_readers_alone_and_not_on_the_page(played):
+    password = (played.var / "demo-password").read_text()
+    assert f"Log in as: demo, password {password}" in played.output()
+    assert (played.var / "demo-password").stat().st_mode & 0o077 == 0
+    assert password not in played.get("/demo/")[2]
+
+
+def test_account_that_is_reopened_takes_the_next_board(played):
+    code = (
+        "from ledger import accounts;"
+        "accounts.reopen('stock:SHEET-300x300', 'mm2', actor='demo', reason='try it')"
+    )
+    assert played.manage("shell", "-v", "0", "-c", code)[0] == 0
+    output = played.says("Its receipt is posted")
+    number = re.search(r"is open again: .* with (LIVE-\d+)\.", output)[1]
+    key = f"lot:BOARD-{number}:received"
+    assert played.row("SELECT count(*) FROM ledger_transaction WHERE event_key = ?", key) == (1,)
+    assert played.rows(
+        "SELECT sku FROM splits_lot WHERE code = ?", f"BOARD-{number}"
+    ) == [("SHEET-300x300",)]  # fmt: skip
+
+
+def test_second_start_recognizes_what_was_played_and_stops_cleanly(start, played_before):
+    second = start()
+    output = second.says(END)
+    assert "0 orders imported, 120 skipped (known from an earlier start)" in output
+    assert output.count("Played before") == 3
+    assert "is switched off" not in output
+    password = (second.var / "demo-password").read_text()
+    assert f"password {password}" in output
+    assert second.end(signal.SIGINT) == 0
+    wait_until(lambda: not second.descendants())
+    assert "make demo-clean" in second.output()
+    assert "Traceback" not in second.output()
+
+
+def test_json_is_one_document_with_the_stories(start, played_before):
+    demo = start("--json")
+    demo.says("}\n")
+    document = json.loads(demo.output())
+    outcomes = {key: story["outcome"] for key, story in document["stories"].items()}
+    assert outcomes == dict.fromkeys(
+        ("closed_account", "unreachable_webhook", "killed_finalizer"), "played"
+    )
+    assert document["stories"]["closed_account"]["orders"] == ["DEMO-1-CLOSED"]
+    assert (document["pending"], document["dead"], document["agrees"]) == (0, 1, False)
+    assert document["after_stories"]["unexplained_findings"] == []
     assert demo.end() == 0
-    wait_until(lambda: not demo.descendants())
-    assert "make demo-clean" in demo.output()
-    assert "Traceback" not in demo.output()
+    assert json.loads(demo.output()) == document
+
+
+def test_stories_are_played_again_on_demand_under_fresh_numbers(start, played_before):
+    demo = start("--again")
+    demo.says("order DEMO-2-CLOSED splits it")
+    assert demo.end() == 0
+
+
+def test_finding_that_the_stories_do_not_tell_of_is_an_exit_status(start, played_before):
+    with closing(sqlite3.connect(played_before / "db.sqlite3")) as database, database:
+        database.execute("UPDATE ledger_account SET balance = 7 WHERE code = 'external:receipts'")
+    demo = start()
+    output = demo.says(END)
+    assert "balance_differs_from_postings" in output
+    assert "1 finding is not of the stories" in output
+    assert demo.end() == 1
 
 
 def test_demo_that_was_killed_leaves_nothing_running_and_carries_on(start):
@@ -132,47 +279,55 @@ def test_demo_that_was_killed_leaves_nothing_running_and_carries_on(start):
     password = (first.var / "demo-password").read_text()
     os.kill(first.process.pid, signal.SIGKILL)
     first.process.wait()
-    second = start()  # at once: it waits for the port
-    output = second.says("Ctrl-C stops it.")
+    ports = (first.port, first.endpoint_port)
+    second = start(ports=ports)  # at once: it waits for the port
+    output = second.says("Story 1 of 3")
     assert "0 orders imported, 120 skipped (known from an earlier start)" in output
     assert "120 finalized" in output
     assert "everything agrees" in output
     assert f"password {password}" in output
-    assert second.end() == 0
+    second.says("Attempt 1 of 4")
+    second.process.send_signal(signal.SIGINT)
+    second.process.send_signal(signal.SIGINT)  # impatience changes nothing
+    assert second.process.wait(SECONDS_TO_STOP) == 0
     wait_until(lambda: not second.descendants())
+    assert "Traceback" not in second.output()
+    third = start(ports=ports)
+    output = third.says("Story 2 of 3")
+    assert "Dead entries (DLQ): 1" in output  # its attempts went on while nobody told of them
+    assert "Played before: DEMO-1-CLOSED." in output
+    assert third.end() == 0
 
 
-def test_json_is_one_document(start):
-    demo = start("--json")
-    demo.says("}")
-    document = json.loads(demo.output())
-    assert (document["finalized"], document["pending"], document["agrees"]) == (120, 0, True)
-    assert demo.end() == 0
-
-
-def test_death_of_a_child_ends_the_demo_and_says_so(start):
+def test_death_of_a_child_ends_the_demo_and_says_so_in_one_line(start):
     demo = start()
     demo.says("orders finalized")
-    (web,) = [
-        pid
-        for pid in demo.descendants()
-        if b"runserver" in _content(Path(f"/proc/{pid}/cmdline"))
-        and b"splits.leash" not in _content(Path(f"/proc/{pid}/cmdline"))
-    ]
-    os.kill(web, signal.SIGKILL)
-    assert demo.process.wait(DEADLINE_S) == 1
-    assert "web ended by itself with status" in demo.output()
-    assert "demo-web.log ends with:" in demo.output()
+    os.kill(demo.child(b"runserver"), signal.SIGKILL)
+    assert demo.process.wait(SECONDS_TO_STOP) == 1
+    (line,) = [line for line in demo.output().splitlines() if "CommandError" in line]
+    assert "web was killed by signal 9; start again, it carries on" in line
     wait_until(lambda: not demo.descendants())
 
 
-def test_port_in_use_is_said(start, port):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", port))
+@pytest.mark.parametrize(
+    ("which", "text"),
+    [
+        (0, "port {} on 127.0.0.1 is in use; choose another one: PORT="),
+        (1, "port {} on 127.0.0.1, for the demo's completion endpoint, is in use"),
+    ],
+)
+def test_port_in_use_is_said_in_one_line(start, which, text):
+    with socket.socket() as taken, socket.socket() as free:
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
-        demo = start()
-        assert demo.process.wait(DEADLINE_S) == 1
-    assert f"port {port} on 127.0.0.1 is in use" in demo.output()
+        free.bind(("127.0.0.1", 0))
+        ports = [taken.getsockname()[1], free.getsockname()[1]]
+        free.close()
+        demo = start(ports=ports if which == 0 else ports[::-1])
+        assert demo.process.wait(SECONDS_TO_STOP) == 1
+    (line,) = demo.output().splitlines()
+    assert text.format(ports[0]) in line
+    assert line.endswith(" make demo")
 
 
 @pytest.mark.parametrize(
@@ -180,44 +335,30 @@ def test_port_in_use_is_said(start, port):
     [
         ({"PORT": "http"}, "PORT='http' is not usable"),
         ({"PORT": "70000"}, "1 to 65535"),
+        ({"PORT": "8000", "ENDPOINT_PORT": "8000"}, "PORT and ENDPOINT_PORT must differ"),
         ({"REDIS_URL": "redis://localhost", "SECRET_KEY": "x"}, "unset DATABASE_URL and REDIS_URL"),
     ],
 )
 def test_wrong_usage_exits_2(start, environ, reason):
     demo = start(**environ)
-    assert demo.process.wait(DEADLINE_S) == 2
+    assert demo.process.wait(SECONDS_TO_STOP) == 2
     assert reason in demo.output()
 
 
-def test_child_that_ignores_the_request_to_end_is_killed(tmp_path, monkeypatch):
-    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True)"
-    log = tmp_path / "log"
-    environ = {**os.environ, "VAR_DIR": str(tmp_path)}
-    source = (settings.BASE_DIR / "splits" / "leash.py").read_text()
-    (tmp_path / "splits").mkdir()
-    (tmp_path / "splits" / "__init__.py").touch()
-    (tmp_path / "splits" / "leash.py").write_text(source.replace("GRACE_S = 20.0", "GRACE_S = 0.5"))
-    with Children(cwd=tmp_path, environ=environ) as children:
-        children.start("deaf", [sys.executable, "-c", f"{code}; time.sleep(600)"], log=log)
-        wait_until(lambda: "up" in log.read_text())
-        children.require_alive()
-    probe = Demo.__new__(Demo)
-    probe.var = tmp_path
-    assert probe.descendants() == []
+def test_kill_of_every_worker_is_survived(start, played_before):
+    demo = start()
+    demo.says(END)
+    mine = set(demo.descendants())
+    # Those of the demo that its rows were copied from are named for a moment.
+    pids = wait_until(lambda: mine.issuperset(workers(demo)) and workers(demo))
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: set(workers(demo)) - set(pids))
+    assert demo.process.poll() is None
+    assert demo.end() == 0
 
 
-def test_child_that_ends_is_noticed_with_its_last_words(tmp_path):
-    log = tmp_path / "log"
-    with Children(cwd=settings.BASE_DIR, environ=os.environ) as children:
-        children.start("brief", [sys.executable, "-c", "print('bye'); exit(3)"], log=log)
-
-        def noticed():
-            try:
-                children.require_alive()
-            except ChildDiedError as error:
-                return str(error)
-            return ""
-
-        message = wait_until(noticed)
-    assert "brief ended by itself with status 3" in message
-    assert message.endswith("bye")
+def workers(demo):
+    """Return the process ids that the page names."""
+    found = re.search(r"Worker processes: <code>([\d ]+)</code>", demo.get("/demo/live/")[2])
+    return [int(pid) for pid in found[1].split()] if found else []
