@@ -1,6 +1,8 @@
 """What the ledger counts and samples."""
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 from django.conf import settings
@@ -12,9 +14,27 @@ from ledger.posting import Result
 from recovery.clock import db_now
 from recovery.metrics import GaugeValues, gauge
 
+
+class BatchHistogram(Histogram):
+    """A histogram that takes many observations at the price of a few."""
+
+    def observe_many(self, amounts: Iterable[float]) -> None:
+        """Observe each amount: one increment a bucket, where ``observe`` makes two an amount.
+
+        Over several processes an increment writes to a mapped file; 500 entries a batch felt it.
+        """
+        found = list(amounts)
+        if not found:
+            return
+        self._sum.inc(sum(found))
+        buckets = Tally(bisect_left(self._upper_bounds, amount) for amount in found)
+        for bucket, count in buckets.items():
+            self._buckets[bucket].inc(count)
+
+
 POSTED = Counter("outbox_posted", "Outbox entries posted.")
 FAILURES = Counter("outbox_failures", "Failed attempts to post an entry, by code.", ["code"])
-LATENCY = Histogram(
+LATENCY = BatchHistogram(
     "outbox_post_latency_seconds",
     "Seconds from the commit of an entry to its posting.",
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600),
@@ -33,14 +53,14 @@ def count(result: Result) -> None:
     POSTED.inc(len(result.posted) + len(result.duplicates))
     for refusal in result.failures.values():
         FAILURES.labels(refusal.code.value).inc()
-    _observe(entry.created_at for entry in result.posted)
+    LATENCY.observe_many(_ages_s(entry.created_at for entry in result.posted))
 
 
-def _observe(moments: Iterable[datetime | str]) -> None:
+def _ages_s(moments: Iterable[datetime | str]) -> Iterator[float]:
     now = datetime.now(UTC)  # noqa: TID251 - a duration for a histogram, nothing is decided by it
     for moment in moments:
         made = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
-        LATENCY.observe(max(0.0, (now - made.replace(tzinfo=UTC)).total_seconds()))
+        yield max(0.0, (now - made.replace(tzinfo=UTC)).total_seconds())
 
 
 @gauge("outbox_entries")
@@ -54,8 +74,6 @@ def outbox_entries() -> GaugeValues:
 @gauge("outbox_oldest_pending_age_seconds", ages=True)
 def outbox_oldest_pending_age_seconds() -> GaugeValues:
     """Age of the oldest entry waiting to be posted; 0 where none waits."""
-    # By id, in the index alone: of a hundred thousand that wait no row is read but the first.
-    first = OutboxEntry.objects.pending().aggregate(first=Min("pk"))["first"]
-    oldest = OutboxEntry.objects.filter(pk=first).values_list("created_at", flat=True).first()
+    oldest = OutboxEntry.objects.pending().aggregate(oldest=Min("created_at"))["oldest"]
     age_s = (db_now() - oldest).total_seconds() if oldest else 0.0
     return [({}, max(0.0, age_s))]
