@@ -22,9 +22,17 @@ from ledger.payloads import (
 from recovery.clock import db_now
 from recovery.errors import code_of, is_infrastructure, is_too_large, with_retries
 from recovery.faultpoints import faultpoint
-from recovery.fields import InexactQuantityError, storable_quantity
+from recovery.fields import (
+    QUANTITY_PLACES,
+    SQLITE_DIGITS,
+    InexactQuantityError,
+    storable_quantity,
+)
 
 logger = logging.getLogger(__name__)
+
+KEPT_BY_ALL = Decimal(10) ** (SQLITE_DIGITS - QUANTITY_PLACES)
+"""Below this, six decimals make no more digits than every database keeps exactly."""
 
 
 @dataclass(frozen=True)
@@ -447,6 +455,9 @@ def _move(movement: Movement, accounts: dict[AccountKey, rows.AccountRow]) -> No
 
 
 def _storable(key: AccountKey, balance: Decimal) -> Decimal:
+    """Return ``balance``, a sum of quantities with six decimals, if the database keeps it."""
+    if -KEPT_BY_ALL < balance < KEPT_BY_ALL:
+        return balance
     try:
         return storable_quantity(balance, connection.vendor)
     except InexactQuantityError as error:

@@ -33,8 +33,8 @@ CLAIM_COLUMNS = (
     f" last_error = '{DIED}'"
 )
 CHARGES_AT_ONCE = 50
-KEYS_AT_ONCE = 500
-"""So many keys or accounts stand in one statement: 500 of the longest take 380 KB."""
+KEYS_AT_ONCE = 1_000
+"""So many keys or accounts stand in one statement: of the longest they take 900 KB."""
 NOW = {"mysql": "UTC_TIMESTAMP(6)", "sqlite": "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')"}
 
 
@@ -187,8 +187,9 @@ def _seek(status: EntryStatus) -> str:
 def standings_sql(samples: Collection[int], count: int) -> str:
     """Return the statement of ``standings``: a few index seeks an aggregate."""
     first, dead = _seek(EntryStatus.PENDING), _seek(EntryStatus.DEAD)
+    nth = f"{first} OFFSET {count - 1})" if count > 1 else "NULL"  # one is the first, sought once
     return (
-        f"SELECT e.aggregate, {first}), {first} OFFSET {count - 1}), {dead})"  # noqa: S608
+        f"SELECT e.aggregate, {first}), {nth}, {dead})"  # noqa: S608 - constants
         f" FROM {ENTRY} e WHERE e.id IN ({_marks(samples)})"
     )
 
@@ -200,7 +201,8 @@ def standings(
 
     The aggregate, its first pending entry, the ``count``-th pending one, the first dead one.
     """
-    return _fetch(standings_sql(samples, count), samples)
+    found = _fetch(standings_sql(samples, count), samples)
+    return [(name, head, nth if count > 1 else head, dead) for name, head, nth, dead in found]
 
 
 def posted_hashes(event_keys: Sequence[str]) -> dict[str, str]:

@@ -3,17 +3,22 @@
 from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 from django.db import DatabaseError, connection
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from ledger import metrics, poison
+from ledger import metrics, poison, posting
 from ledger.models import Account, EntryStatus, OutboxEntry, Posting, Transaction
 from ledger.outbox import content_hash
+from ledger.payloads import RefusedError
 from ledger.posting import post_due, post_these
 from recovery.backoff import delay_sec
 from recovery.clock import db_now
+from recovery.fields import InexactQuantityError, storable_quantity
 from recovery.metrics import collect
 from recovery.models import AppendOnlyError, AuditRecord
 from tests.ledger.entries import (
@@ -283,6 +288,37 @@ def test_balance_that_cannot_be_kept_is_refused():
     result = drain()
     assert [error.code for error in result.failures.values()] == ["unexpected"]
     assert balance("stock:OAK") == Decimal(largest)
+
+
+@pytest.mark.parametrize("vendor", ["mysql", "sqlite"])
+@given(
+    balance=st.one_of(
+        st.decimals(-2 * posting.KEPT_BY_ALL, 2 * posting.KEPT_BY_ALL, places=6),
+        st.integers(-5, 5).map(lambda n: posting.KEPT_BY_ALL + n * Decimal("0.000001")),
+        st.integers(-5, 5).map(lambda n: -posting.KEPT_BY_ALL + n * Decimal("0.000001")),
+    )
+)
+def test_small_balances_are_kept_without_looking_as_if_looked_at(vendor, balance):
+    def kept(look):
+        try:
+            return look()
+        except (InexactQuantityError, RefusedError):
+            return None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(posting, "connection", SimpleNamespace(vendor=vendor))
+        found = kept(lambda: posting._storable(("stock:OAK", "m2"), balance))
+    wanted = kept(lambda: storable_quantity(balance, vendor))
+    assert found == wanted
+    assert str(found) == str(wanted)
+
+
+def test_balance_of_a_small_account_is_not_looked_at_digit_by_digit(monkeypatch):
+    looked = []
+    monkeypatch.setattr(posting, "storable_quantity", lambda *found: looked.append(found))
+    put("k", into("OAK", "1"))
+    drain()
+    assert not looked
 
 
 def test_tenths_add_up_exactly():
