@@ -35,7 +35,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 SHORT = {
     "JOB_LOCK_TTL_SEC": "1",
-    "SPLIT_COMPLETION_TIMEOUT_SEC": "0.5",  # must be shorter than the lock's life
+    "REDIS_TIMEOUT_SEC": "0.5",  # both must be shorter than the life of the lock
+    "SPLIT_COMPLETION_TIMEOUT_SEC": "0.5",
     "JOB_BACKOFF_BASE_SEC": "0.001",
     "JOB_OUTBOX_MAX_ATTEMPTS": "2",
 }
