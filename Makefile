@@ -71,7 +71,7 @@ messages: setup ## gather strings to translate, and compile what is translated
 	done
 
 screenshots: setup ## take the README's screenshots of a fresh demo
-	$(EMBEDDED) $(RUN) -m tests.browser.screenshots $(ARGS)
+	$(EMBEDDED) DJANGO_SETTINGS_MODULE=settings.base $(RUN) -m tests.browser.screenshots $(ARGS)
 
 UV ?= uv
 COMPILE := $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
