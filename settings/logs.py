@@ -1,15 +1,19 @@
 """Structured logs for every process: JSON in production, readable on a terminal."""
 
+import fcntl
 import logging
 import logging.config
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import util
 from types import TracebackType
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 from urllib.parse import unquote, urlsplit
 
 import structlog
@@ -20,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 SECRET_MIN_CHARS = 6
 """A shorter password would also be found in the middle of innocent words."""
+TURN_PATIENCE_S = 5.0
+TURN_LOOK_S = 0.001
 
 
 def logging_config(*, style: str, level: str, secrets: Iterable[str] = ()) -> dict[str, Any]:
@@ -67,19 +73,59 @@ def configure(config: dict[str, Any]) -> None:
 
 
 class LineHandler(logging.StreamHandler[TextIO]):
-    """Writes each record by one call of the system: lines of many processes must not mix."""
+    """Writes whole lines: those of the processes forked from one another must not mix.
+
+    A pipe takes a long line in pieces, between which others could write. So they take turns.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """Write to ``stream``, by default standard error."""
+        super().__init__(stream)
+        self._turns: IO[bytes] | None = None
+        with suppress(OSError):  # nowhere to write a file: lines may mix
+            self._turns = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the handler lives
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; never raises."""
         try:
             line = self.format(record) + self.terminator
             self.flush()
-            _write(self.stream, line)
+            with _turn(self._turns):
+                _write(self.stream, line)
         except Exception:  # noqa: BLE001 - a log that cannot be written stops nobody
             self.handleError(record)
 
+    def close(self) -> None:
+        """Write on without turns, where anybody still does."""
+        turns, self._turns = self._turns, None
+        if turns is not None:
+            turns.close()
+        super().close()
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base's name
         """Give up: there is no better place to say it."""
+
+
+@contextmanager
+def _turn(turns: IO[bytes] | None) -> Iterator[None]:
+    """Hold the file's lock, which belongs to this process alone; after a while go on without.
+
+    Whoever has it may be stopped, and nobody's work may wait for that.
+    """
+    deadline = time.monotonic() + TURN_PATIENCE_S
+    while turns is not None:
+        try:
+            fcntl.lockf(turns, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            if time.monotonic() >= deadline:
+                turns = None
+            time.sleep(TURN_LOOK_S)
+    try:
+        yield
+    finally:
+        if turns is not None:
+            fcntl.lockf(turns, fcntl.LOCK_UN)
 
 
 def _write(stream: TextIO, line: str) -> None:

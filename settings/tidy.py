@@ -21,7 +21,6 @@ NAME_CHARS = 100
 TEXT_CHARS = 4_000
 STACK_CHARS = 16_000
 LINE_CHARS = 60_000
-"""What a pipe takes in one piece."""
 TIGHTER = (4_000, 1_000, 100)
 HIDDEN = "***"
 _SECRET_NAME = re.compile(r"passw|secret|token|authorization|cookie|api_?key", re.IGNORECASE)

@@ -205,7 +205,9 @@ def test_redis_that_wants_another_password_is_told(redis_up):
     server = client()
     server.config_set("requirepass", "hush-hush")
     try:
-        assert only(redis(), "HELLO must be called with the client already authenticated") == "recovery.W010"
+        assert only(redis(), "must be called with the client already authenticated") == (
+            "recovery.W010"
+        )
     finally:
         server.config_set("requirepass", "")
 
