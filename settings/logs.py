@@ -48,7 +48,6 @@ def logging_config(*, style: str, level: str, secrets: Iterable[str] = ()) -> di
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {
             "django": {"handlers": ["stderr"], "level": others, "propagate": False},
-            "django.server": {"handlers": ["stderr"], "level": others, "propagate": False},
             "django-q": {"handlers": ["stderr"], "level": queue, "propagate": False},
         },
     }
@@ -173,7 +172,7 @@ class Formatter(structlog.stdlib.ProcessorFormatter):
 
 
 def _for_people() -> structlog.dev.ConsoleRenderer:
-    # Not rich's, where that is installed: it prints the values of variables, passwords included.
+    # Stacks are text by now; rich, where it is installed, would print variables, passwords too.
     plain = structlog.dev.plain_traceback
     return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
 
