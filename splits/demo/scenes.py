@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from django.db.models import Q
 
+from ledger import accounts
 from ledger.models import Account, EntryStatus, OutboxEntry
 from recovery.models import AuditRecord
 from splits import audit
@@ -54,6 +55,8 @@ class ClosedAccount:
 
     take: int = 0
     account: Account | None = None
+    closing: AuditRecord | None = None
+    """The newest record of the account's closing."""
     order: SplitOrder | None = None
     other: SplitOrder | None = None
     receipt: OutboxEntry | None = None
@@ -232,19 +235,23 @@ def _entries(orders: Iterable[SplitOrder]) -> Entries:
 
 
 def _records(orders: Iterable[SplitOrder], entries: Entries) -> Records:
-    """Return what was audited of these orders and entries, the oldest first."""
+    """Return what was audited of these orders and entries and the account, the oldest first."""
     numbers = [order.number for order in orders]
     ids = [str(entry.pk) for entry in entries.values()]
     of_orders = Q(target_type=audit.TARGET, target_id__in=numbers)
     deaths = Q(target_type="outbox-entry", target_id__in=ids, action=DEAD)
-    return list(AuditRecord.objects.filter(of_orders | deaths).order_by("pk"))
+    account = f"{CLOSED_ACCOUNT} [{CLOSED_UNIT}]"
+    closings = Q(target_type=accounts.TARGET, target_id=account, action=accounts.CLOSED)
+    found = AuditRecord.objects.filter(of_orders | deaths | closings)
+    return list(found.order_by("pk"))
 
 
 def _closed(cast: Cast, entries: Entries, records: Records) -> ClosedAccount:
     account = Account.objects.filter(code=CLOSED_ACCOUNT, unit=CLOSED_UNIT).first()
+    closing = next((it for it in reversed(records) if it.action == accounts.CLOSED), None)
     order = next(iter(cast[Role.CLOSED]), None)
     if order is None:
-        return ClosedAccount(account=account)
+        return ClosedAccount(account=account, closing=closing)
     other = next((it for it in cast[Role.OTHER] if take_of(it) == take_of(order)), None)
     receipt = entries.get(_receipt_key(order.number))
     deaths = [
@@ -253,6 +260,7 @@ def _closed(cast: Cast, entries: Entries, records: Records) -> ClosedAccount:
     return ClosedAccount(
         take=take_of(order),
         account=account,
+        closing=closing,
         order=order,
         other=other,
         receipt=receipt,

@@ -72,27 +72,18 @@ def _label(name: str) -> str:
 
 def of_closed_account(scene: ClosedAccount) -> Iterator[Line]:
     """Tell story 1 as far as it went."""
-    account, order, receipt = scene.account, scene.order, scene.receipt
-    if account and account.closed_at:
-        text = _("Account %(account)s is closed: it takes no postings.")
-        yield _line("shut", text % {"account": account}, account.closed_at, account=account)
+    closing, order, receipt = scene.closing, scene.order, scene.receipt
+    if closing:
+        text = _("Account %(account)s is closed by hand, on the record: it takes no postings.")
+        facts = {"account": closing.target_id}
+        yield _line("shut", text % facts, closing.at, account=scene.account, audit=closing)
     if order is None or receipt is None:
         return
     text = _("Board %(board)s of that SKU arrives; order %(order)s splits it.")
     facts = {"board": order.source_lot.code, "order": order.number}
     yield _line("arrived", text % facts, order.created_at, order=order)
-    if not scene.death:
-        yield from _refusal(scene, receipt)
-    if scene.others_go_on and scene.other:
-        text = _("Everybody else goes on: order %(order)s is finalized and posted.")
-        facts = {"order": scene.other.number}
-        yield _line("others", text % facts, scene.other.finalized_at, order=scene.other)
-    if scene.waits_behind and scene.holds_back:
-        text = _(
-            "The board's own order is finalized too, but its ledger entry waits behind the"
-            " receipt: a board cannot leave the ledger before it came in."
-        )
-        yield _line("waits", text, order.finalized_at, entry=scene.movement)
+    yield from _refusal(scene, receipt)
+    yield from _beside(scene, order)
     yield from _death(scene, receipt)
     if is_posted(receipt):
         text = _("The receipt was posted after all: somebody opened the account again.")
@@ -100,7 +91,7 @@ def of_closed_account(scene: ClosedAccount) -> Iterator[Line]:
 
 
 def _refusal(scene: ClosedAccount, receipt: OutboxEntry) -> Iterator[Line]:
-    if not receipt.attempts or not scene.holds_back:
+    if scene.death or not receipt.attempts or not scene.holds_back:
         return
     text = _(
         "Its receipt is refused: %(code)s. Attempt %(attempt)s of %(attempts)s, the next one in"
@@ -114,6 +105,20 @@ def _refusal(scene: ClosedAccount, receipt: OutboxEntry) -> Iterator[Line]:
         "next": clock(receipt.next_attempt_at),
     }
     yield _line(f"refused {receipt.attempts}", text % facts, entry=receipt)
+
+
+def _beside(scene: ClosedAccount, order: SplitOrder) -> Iterator[Line]:
+    """Tell of the orders: the one that waits for the receipt, and the one that does not."""
+    if scene.waits_behind and scene.holds_back:
+        text = _(
+            "The board's own order is finalized too, but its ledger entry waits behind the"
+            " receipt: a board cannot leave the ledger before it came in."
+        )
+        yield _line("waits", text, order.finalized_at, entry=scene.movement)
+    if scene.others_go_on and scene.other:
+        text = _("Everybody else goes on: order %(order)s is finalized and posted.")
+        facts = {"order": scene.other.number}
+        yield _line("others", text % facts, scene.other.finalized_at, order=scene.other)
 
 
 def _death(scene: ClosedAccount, receipt: OutboxEntry) -> Iterator[Line]:

@@ -109,8 +109,9 @@ def test_closed_account_fills_the_dlq(played):
         str(entry),
     ) == [("system:processLedgerOutbox",)]
     assert played.rows(
-        "SELECT 1 FROM recovery_auditrecord WHERE action = 'account-closed' AND reason > ''"
-    )
+        "SELECT target_id FROM recovery_auditrecord WHERE action = 'account-closed' AND reason > ''"
+    ) == [("stock:SHEET-300x300 [mm2]",)]
+    assert "is closed by hand, on the record" in played.output()
     # What comes after it in its aggregate waits; everybody else goes on.
     waiting = "SELECT status, attempts FROM ledger_outboxentry WHERE event_key = ?"
     assert played.row(waiting, "split-order:DEMO-1-CLOSED:finalized") == ("pending", 0)
@@ -139,7 +140,7 @@ def test_unreachable_webhook_opens_the_breaker_and_costs_no_further_attempts(pla
         "is switched off",
         "attempt 1 failed",
         "5 failures in a row open the breaker",
-        "4 of 4 orders wait at the breaker",
+        "of 4 orders wait at the breaker",
         "The endpoint is back",
         "answers 200",
         "the breaker is closed again",

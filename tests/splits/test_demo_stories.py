@@ -150,6 +150,14 @@ def test_another_order_is_tried_where_the_workers_were_faster():
     assert SplitOrder.objects.get(number="DEMO-1-KILLED-2").status == OrderStatus.DRAFT
 
 
+def test_each_thing_that_happens_is_told_once():
+    on_stage = Scripted([])
+    lines = [stories.tales.Line("a", "first"), stories.tales.Line("a", "again")]
+    assert on_stage.tell_new(lines)
+    assert not on_stage.tell_new(lines)
+    assert [line.partition("  ")[2] for line in on_stage.lines] == ["first"]
+
+
 def test_finalizer_that_cannot_be_killed_is_an_error():
     with pytest.raises(stories.UnkilledError):
         stories._kill_a_finalizer(Scripted([1] * stories.KILL_TRIES), 1)
