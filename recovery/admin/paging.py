@@ -29,7 +29,8 @@ class CappedPaginator(_Paginator):
     @cached_property
     def count(self) -> int:
         """Return the number of rows; beyond 10,000 an estimate or just a larger number."""
-        counted: int = self.object_list.order_by()[: PAGED_ROWS + 1].count()
+        keys = self.object_list.order_by().values("pk")
+        counted: int = keys[: PAGED_ROWS + 1].count()
         if counted <= PAGED_ROWS or self.is_filtered:
             return counted
         return max(counted, estimated_rows(self.object_list.model))
@@ -55,17 +56,21 @@ class CappedPaginator(_Paginator):
         return min(super().num_pages, ceil(PAGED_ROWS / self.per_page))
 
     def page(self, number: int | str) -> "Page[Any]":
-        """Return a page; the keys of later ones are read first, from the index alone.
+        """Return a page; its keys are read first, from the index alone, unless that is for nothing.
 
-        Asked for whole rows that far down, MariaDB sorts the table instead.
+        Asked for whole rows far down or in another order than that of the ids, MariaDB sorts
+        the table instead of following an index.
         """
         number = self.validate_number(number)
         bottom = (number - 1) * self.per_page
-        if not bottom:
+        if not bottom and self._newest_first():
             return super().page(number)
         keys = self.object_list.prefetch_related(None).values_list("pk", flat=True)
         rows = self.object_list.filter(pk__in=list(keys[bottom : bottom + self.per_page]))
         return Page(rows, number, self)
+
+    def _newest_first(self) -> bool:
+        return self.object_list.query.order_by[:1] == ("-id",)
 
     @property
     def count_shown(self) -> str:

@@ -56,15 +56,17 @@ class Story:
 
     @cached_property
     def records(self) -> list[AuditRecord]:
-        """Return the newest audit records of the order and of its outbox entries."""
+        """Return the newest audit records of the order and of its outbox entries, oldest first."""
         ids = [str(entry.pk) for entry in self.entries]
         of_order = Q(target_type=audit.TARGET, target_id=self.order.number)
         of_entries = Q(target_type="outbox-entry", target_id__in=ids)
         about = (AuditRecord.objects.filter(target) for target in (of_order, of_entries))
-        return [it for records in about for it in records.order_by("-id")[:SHOWN_RECORDS]]
+        newest = [it for records in about for it in records.order_by("-id")[:SHOWN_RECORDS]]
+        return newest[::-1]
 
     def timeline(self) -> Table:
         """Return all that happened, newest first."""
+        # What happened in the same moment stays in the order of cause and effect.
         events = sorted(self._events(), key=lambda event: event.at)
         return Table(
             title=_("Timeline"),
@@ -102,11 +104,16 @@ class Story:
 
     def _events(self) -> Iterator[Event]:
         yield Event(self.order.created_at, _("created"))
+        for entry in self.entries:
+            what = link(entry, _("published to the outbox"))
+            yield Event(entry.created_at, what, details=entry.event_key)
         yield from self._finalizing()
-        yield from self._in_ledger()
         for record in self.records:
             what = link(record, record.action)
             yield Event(record.at, what, record.actor, _details(record))
+        for transaction in self.transactions:
+            what = link(transaction, _("posted to the ledger"))
+            yield Event(transaction.posted_at, what, details=transaction.event_key)
 
     def _finalizing(self) -> Iterator[Event]:
         order = self.order
@@ -121,14 +128,6 @@ class Story:
             yield Event(sighting.seen_at, state("late", _("found stuck")), details=details)
         if order.finalized_at:
             yield Event(order.finalized_at, state("finalized", _("finalized")))
-
-    def _in_ledger(self) -> Iterator[Event]:
-        for entry in self.entries:
-            what = link(entry, _("published to the outbox"))
-            yield Event(entry.created_at, what, details=entry.event_key)
-        for transaction in self.transactions:
-            what = link(transaction, _("posted to the ledger"))
-            yield Event(transaction.posted_at, what, details=transaction.event_key)
 
 
 def _stands(entry: OutboxEntry) -> Any:
