@@ -79,6 +79,11 @@ def code_of(error: BaseException) -> int:
     return first if isinstance(first, int) else 0
 
 
+def name_of(error: BaseException) -> int | str:
+    """Return what log records call ``error``: its number, else its class."""
+    return code_of(error) or type(error).__name__
+
+
 def is_row_locked(error: DatabaseError) -> bool:
     """Tell whether a row lock could not be had."""
     return code_of(error) in (LOCK_WAIT_TIMEOUT, NOWAIT_REFUSED) or "locked" in str(error)
@@ -136,7 +141,7 @@ def with_retries(action: Callable[[], T], *, attempts: int = ATTEMPTS) -> T:
                 raise
             logger.info(
                 "database_retry",
-                extra={"code": code_of(error), "attempt": attempt, "error": str(error)},
+                extra={"code": name_of(error), "attempt": attempt, "error": str(error)},
             )
             close_old_connections()
             time.sleep(PAUSE_S * 2**attempt * (0.5 + random.random()))

@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections, transaction
 
 from recovery import heartbeats, leases, metrics, registry, stopping, wakeups
-from recovery.errors import code_of, with_retries
+from recovery.errors import name_of, with_retries
 from recovery.faultpoints import faultpoint
 from recovery.models import Job as JobRow
 from recovery.models import JobRun, RunStatus
@@ -121,7 +121,7 @@ def run_job(name: str) -> Outcome:
     except leases.HeldError as error:
         return _skipped(job, "locked", str(error))
     except (DatabaseError, InterfaceError) as error:
-        facts = {"job": name, "code": code_of(error), "error": str(error)}
+        facts = {"job": name, "code": name_of(error), "error": str(error)}
         logger.warning("run_skipped_no_lock", extra=facts)
         return _skipped(job, "no_lock", str(error))
     facts = {"job": name, "run_id": str(run.run_id), "attempt": run.attempt}
@@ -172,7 +172,7 @@ def _log_failure(run: Run, failure: BaseException) -> None:
         "run_failed",
         exc_info=failure,
         extra={
-            "code": code_of(failure) or type(failure).__name__,
+            "code": name_of(failure),
             "attempt": run.attempt,
             "fence": run.lease.fence,
         },
