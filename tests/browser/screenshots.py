@@ -47,6 +47,8 @@ def take(browser: Browser, url: str, password: str, language: tuple[str, str]) -
         log_in(context, url, password)
         page.goto(f"{url}/demo/")
         page.click('article:nth-of-type(3) a[href*="/splitorder/"]')
+        page.wait_for_url("**/splitorder/**")
+        page.wait_for_selector("#content h2")
         page.screenshot(path=IMAGES / f"order{suffix}.png")
 
 

@@ -28,7 +28,7 @@ def test_newcomer_finds_orders_ledger_dead_entry_and_recovered_order(demo, page)
     log_in(page.context, address, (demo.var / "demo-password").read_text())
 
     page.goto(f"{address}/demo/")
-    page.click("text=The dead letter queue")
+    page.click("a:text-is('The dead letter queue')")
     page.click("#result_list tbody tr th a")
     assert "account_closed" in page.inner_text("#content")
     assert "is closed" in page.inner_text("#content")
