@@ -32,7 +32,7 @@ demo: .venv-demo/stamp ## run it on the embedded default with real cut plans (PO
 	@$(EMBEDDED) DEBUG=true PORT=$(PORT) $(DEMO) manage.py demo $(ARGS)
 
 demo-clean: ## forget the demo: its environment and the embedded database
-	rm -rf .venv-demo var/demo-* var/db.sqlite3*
+	rm -rf .venv-demo var/demo-* var/db.sqlite3* var/metrics
 
 test: setup ## run the whole suite, on SQLite and on MariaDB with Redis (ARGS for pytest)
 	@status=0; \

@@ -35,7 +35,7 @@ def lock_findings() -> Iterator[str]:
     for path, groups in LOCKS.items():
         text = (ROOT / path).read_text()
         entries = re.split(r"\n(?=\S)", text.strip())
-        locked = {normal(entry.partition("==")[0]): entry for entry in entries}
+        locked = {normal(NAME.match(entry)[0]): entry for entry in entries}  # type: ignore[index]
         for name in sorted(wanted(groups) - locked.keys()):
             yield f"{path}: {name} of pyproject.toml is not locked; run `make lock`"
         for name, entry in locked.items():
