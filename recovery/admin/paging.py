@@ -25,6 +25,8 @@ class CappedPaginator(_Paginator):
     """
 
     object_list: "QuerySet[Any]"
+    unfiltered: "QuerySet[Any] | None" = None
+    """The list without its filters, to read rows whose keys are known."""
 
     @cached_property
     def count(self) -> int:
@@ -63,11 +65,13 @@ class CappedPaginator(_Paginator):
         """
         number = self.validate_number(number)
         bottom = (number - 1) * self.per_page
-        if not bottom and self._newest_first():
+        if self.unfiltered is None or (not bottom and self._newest_first()):
             return super().page(number)
         keys = self.object_list.prefetch_related(None).values_list("pk", flat=True)
-        rows = self.object_list.filter(pk__in=list(keys[bottom : bottom + self.per_page]))
-        return Page(rows, number, self)
+        wanted = list(keys[bottom : bottom + self.per_page])
+        # Without the filter: SQLite would rather walk its index than look the keys up.
+        rows = {row.pk: row for row in self.unfiltered.order_by().filter(pk__in=wanted)}
+        return Page([rows[pk] for pk in wanted if pk in rows], number, self)
 
     def _newest_first(self) -> bool:
         return self.object_list.query.order_by[:1] == ("-id",)

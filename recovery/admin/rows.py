@@ -23,7 +23,6 @@ class ReadOnlyAdmin(ExactSearchAdmin):
     ordering: ClassVar[tuple[str, ...]] = ("-id",)
     sortable_by: ClassVar[tuple[str, ...]] = ()
     list_per_page = 100
-    paginator = CappedPaginator
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
     actions_selection_counter = False
@@ -70,6 +69,14 @@ class ReadOnlyAdmin(ExactSearchAdmin):
     def for_list(self, queryset: Any) -> Any:
         """Return what the list reads of its rows; by default everything."""
         return queryset
+
+    def get_paginator(
+        self, request: HttpRequest, queryset: Any, *args: Any, **kwargs: Any
+    ) -> CappedPaginator:
+        """Return the pages of a list."""
+        paginator = CappedPaginator(queryset, *args, **kwargs)
+        paginator.unfiltered = self.for_list(self.get_queryset(request))
+        return paginator
 
     def tables(self, row: Any) -> Iterable[Table]:
         """Return the tables on the page of ``row``."""

@@ -37,7 +37,7 @@ class ExactSearchAdmin(_ModelAdmin):
         found = sorted({pk for pks in self.matches(term) for pk in pks}, reverse=True)
         if len(found) > FOUND_ROWS and request.method == "GET":
             text = _("More than %(limit)s rows match: these are the newest.")
-            self.message_user(request, text % {"limit": grouped(FOUND_ROWS)}, messages.INFO)
+            self.message_user(request, text % {"limit": grouped(FOUND_ROWS)}, messages.WARNING)
         return queryset.filter(pk__in=found[:FOUND_ROWS]), False
 
     def matches(self, term: str) -> Iterator[Iterable[Any]]:

@@ -144,6 +144,20 @@ def test_page_beyond_the_limit_leads_to_the_first_one(admin_client):
     assert response.status_code in (200, 302)
 
 
+def test_later_pages_hold_the_rows_in_order(admin_client):
+    newest_first = make_records(250)
+    assert listed(admin_client, AuditRecord, p=2) == newest_first[100:200]
+    assert listed(admin_client, AuditRecord, p=3, action="job-paused") == newest_first[200:]
+    assert listed(admin_client, AuditRecord, p=2, o="0") == newest_first[::-1][100:200]
+
+
+def test_row_that_vanishes_between_keys_and_rows_is_left_out():
+    first, second = make_runs(2)
+    paginator = CappedPaginator(JobRun.objects.order_by("-fence", "-id"), 5)
+    paginator.unfiltered = JobRun.objects.exclude(pk=second)
+    assert [run.pk for run in paginator.page(1)] == [first]
+
+
 def test_later_pages_read_keys_first(admin_client):
     make_records(150)
     found = statements(admin_client, list_url(AuditRecord, p=2))
