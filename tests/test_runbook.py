@@ -1,0 +1,156 @@
+"""The runbook says what the code does, and what it tells to do works."""
+
+import re
+import sqlite3
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.core.management import get_commands
+from django.db import connection
+
+from ledger.models import ErrorCode
+from recovery.models import AuditRecord
+from splits import errors
+from splits.errors import SplitError
+from splits.finalize import INFRASTRUCTURE, UNEXPECTED, Ending, finalize
+from splits.models import OrderStatus
+from tests.factories import AUTHOR, SplitOrderFactory, hang
+from tests.splits.state import assert_finalized_once
+
+ROOT = Path(settings.BASE_DIR)
+TEXT = (ROOT / "docs" / "runbook.md").read_text()
+CODE = "".join(
+    file.read_text()
+    for folder in ("recovery", "ledger", "splits", "settings")
+    for file in sorted((ROOT / folder).rglob("*.py"))
+)
+CHECKS = ("recovery/checks/*.py", "ledger/checks.py", "splits/checks.py")
+HAND = "INC-42: reset by hand"
+SQL = re.findall(r"```sql\n(.*?)```", TEXT, re.DOTALL)
+
+
+def rows_of(heading: str) -> set[str]:
+    """Return what is named in the first column of the table with ``heading``."""
+    table = TEXT.split(f"| {heading} |")[1].split("\n\n")[0]
+    firsts = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
+    return {name for first in firsts for name in re.findall(r"`(\w[\w.]*)", first)}
+
+
+def test_each_check_has_an_id_of_its_own_and_is_listed():
+    sources = "".join(file.read_text() for place in CHECKS for file in ROOT.glob(place))
+    ids = re.findall(r'id="(recovery\.[EW]\d{3})"', sources)
+    assert len(ids) > 25
+    assert len(set(ids)) == len(ids)
+    assert rows_of("id | found | set") == set(ids)
+
+
+def test_codes_are_those_there_are():
+    assert rows_of("code of an entry | meaning | do") == set(ErrorCode.values)
+    of_orders = {it.code for it in vars(errors).values() if _is_split_error(it)}
+    listed = rows_of("code of an order | meaning | do")
+    assert listed <= of_orders | {UNEXPECTED, INFRASTRUCTURE}
+
+
+def _is_split_error(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, SplitError)
+
+
+def test_events_are_those_there_are_and_no_alarm_is_left_out():
+    logged = set(re.findall(r'(?:logger\.\w+|log)\(\s*(?:finding\.level, )?"(\w+)"', CODE))
+    logged |= {"log_record_unprintable"}
+    alarms = set(re.findall(r'logger\.(?:error|critical|exception)\(\s*"(\w+)"', CODE))
+    listed = rows_of("event | says")
+    assert listed <= logged
+    assert alarms <= listed
+
+
+def test_metrics_are_those_there_are():
+    for name in rows_of("metric | worry if"):
+        assert f'"{name.removesuffix("_total")}"' in CODE or f'"{name}"' in CODE, name
+
+
+def test_commands_and_settings_exist():
+    assert set(re.findall(r"manage\.py (\w+)", TEXT)) <= {*get_commands(), "dbshell", "shell"}
+    prefixes = "JOB|SPLIT|DATABASE|REDIS|METRICS|LOG|SILENCED"
+    for name in set(re.findall(rf"\b(?:{prefixes})_[A-Z_]+\b", TEXT)):
+        assert hasattr(settings, name), name
+
+
+def test_links_within_lead_somewhere():
+    headings = re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", it).lower().replace(" ", "-") for it in headings}
+    assert set(re.findall(r"\(#([\w-]+)\)", TEXT)) <= anchors
+
+
+def by_hand(start: str) -> str:
+    """Return the reset by hand that begins with ``start``."""
+    (found,) = (it for it in SQL if HAND in it and it.startswith(start))
+    return str(found)
+
+
+def statements(sql: str) -> list[str]:
+    return [it for it in map(str.strip, sql.split(";\n")) if it]
+
+
+def assert_reset_by_hand(order) -> None:
+    """Assert that the order is ready under a new epoch, on the record, and can be finalized."""
+    order.refresh_from_db()
+    assert (order.status, order.finalize_in_progress) == (OrderStatus.READY, False)
+    assert (order.finalize_epoch, order.recovery_count) == (2, 1)
+    (recovered_at,) = order.recovered_at
+    assert datetime.fromisoformat(recovered_at).utcoffset() == timedelta(0)
+    record = AuditRecord.objects.get()
+    assert (record.action, record.target_id) == (
+        "split-order-finalize-stuck-recovered",
+        order.number,
+    )
+    assert (record.actor, record.reason) == ("cli:anna", HAND)
+    assert (record.before["epoch"], record.after["epoch"]) == (1, 2)
+    assert record.evidence["finalizer"] == "dead-host:1:token"
+    assert "granted" in record.evidence["proof"]["how"]
+    order.refresh_from_db()
+    outcome = finalize(order.pk, author=AUTHOR)
+    assert outcome is not None
+    assert outcome.ending is Ending.FINALIZED, "it is due"
+    assert_finalized_once(order)
+
+
+@pytest.mark.mariadb
+@pytest.mark.django_db(transaction=True)
+def test_reset_by_hand_on_mariadb_is_complete(second_connection):
+    order = hang(SplitOrderFactory(number="SO-1001"))
+    with second_connection.cursor() as cursor:
+        changed = []
+        for statement in statements(by_hand("SET time_zone")):
+            cursor.execute(statement)
+            changed += [cursor.rowcount] if statement.startswith(("INSERT", "UPDATE")) else []
+    assert changed == [1, 1]
+    assert_reset_by_hand(order)
+
+
+@pytest.mark.sqlite
+@pytest.mark.django_db(transaction=True)
+def test_reset_by_hand_on_sqlite_is_complete():
+    order = hang(SplitOrderFactory(number="SO-1001"))
+    other = sqlite3.connect(connection.settings_dict["NAME"], isolation_level=None)
+    try:
+        for statement in statements(by_hand("BEGIN IMMEDIATE")):
+            other.execute(statement)
+    finally:
+        other.close()
+    assert_reset_by_hand(order)
+
+
+@pytest.mark.mariadb
+@pytest.mark.django_db(transaction=True)
+def test_questions_to_the_server_are_answered(second_connection):
+    hang(SplitOrderFactory(number="SO-1001"))
+    asked = [it for sql in SQL if HAND not in sql for it in statements(sql)]
+    assert len(asked) >= 6
+    with second_connection.cursor() as cursor:
+        for statement in asked:
+            cursor.execute(statement)
+            if statement.startswith("SELECT number"):
+                assert cursor.fetchall()
