@@ -138,6 +138,20 @@ def test_closing_waits_for_the_batch_that_posts(oak, second_connection):
     assert AuditRecord.objects.get().evidence["balance"] == "20"
 
 
+@pytest.mark.mariadb
+def test_record_says_what_was_when_the_row_was_had(oak, second_connection):
+    close(oak)
+    with second_connection.cursor() as cursor:
+        cursor.execute("START TRANSACTION")
+        cursor.execute("UPDATE ledger_account SET closed_at = '2026-02-03' WHERE id = %s", [oak.pk])
+        opening = Background(lambda: reopen(oak))
+        eventually(somebody_waits)
+        cursor.execute("COMMIT")
+    assert opening.result()
+    record = AuditRecord.objects.latest("id")
+    assert record.before == {"closed_at": "2026-02-03T00:00:00+00:00"}
+
+
 # In the admin
 
 
