@@ -114,8 +114,7 @@ def run_job(name: str) -> Outcome:
     job = registry.get(name)
     close_old_connections()
     try:
-        with leases.taking(name) as lease:
-            run = _open(job, lease)
+        run = with_retries(lambda: _begin(job))
     except leases.PausedError as error:
         return _skipped(job, "paused", str(error))
     except leases.HeldError as error:
@@ -177,6 +176,11 @@ def _log_failure(run: Run, failure: BaseException) -> None:
             "fence": run.lease.fence,
         },
     )
+
+
+def _begin(job: registry.Job) -> Run:
+    with leases.taking(job.name) as lease:
+        return _open(job, lease)
 
 
 def _open(job: registry.Job, lease: leases.Lease) -> Run:

@@ -60,7 +60,9 @@ def test_every_line_of_a_cluster_is_a_record_and_errors_say_all(rung, cluster):
     for entry in (broken, refused):
         eventually(lambda pk=entry.pk: is_tried(OutboxEntry, pk=pk, attempts__gt=0))
     eventually(lambda: is_tried(JobRun, status="failed"))
+    old = running.started.family() - {running.parent}
     running.kill(running.sentinel)
+    eventually(lambda: not old & running.started.family())
     eventually(running.is_complete)
     finished = running.stop()
 

@@ -50,7 +50,7 @@ def test_of_ten_thousand_entries_exactly_the_bad_ones_fail(percent):
         (f"k{n}", f"lot:{n}", BAD[bad[n]](n) if n in bad else into(f"S{n % 50}", "0.1"))
         for n in range(10_000)
     )
-    result = drain()
+    result = drain(delay_sec=lambda _attempt: 1_800)
     keys = dict(OutboxEntry.objects.values_list("pk", "event_key"))
     failed = {keys[pk]: error.code.value for pk, error in result.failures.items()}
     assert failed == {f"k{n}": code for n, code in bad.items()}
