@@ -12,7 +12,7 @@ EMBEDDED := env -u DATABASE_URL -u REDIS_URL -u SECRET_KEY -u RECOVERY_FAULTPOIN
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-clean test check bench coverage messages screenshots lock
+.PHONY: help setup demo demo-clean test soak check bench coverage messages screenshots lock
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: setup ## run the whole suite, on SQLite and on MariaDB with Redis (ARGS fo
 	printf '\n== 2 of 2: production mode, MariaDB and Redis ==\n'; \
 	$(EMBEDDED) $(RUN) -m tests.servers -- $(RUN) -m pytest $(ARGS) || status=1; \
 	exit $$status
+
+soak: setup ## ten minutes of work under every kind of fault (ARGS="--minutes 60 --seed 7")
+	$(EMBEDDED) DEBUG=true $(RUN) -m tests.faults.soak $(ARGS)
 
 check: setup ## lint, format, types, contracts, migrations, system checks, locks
 	.venv/bin/ruff check .

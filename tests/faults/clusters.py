@@ -1,0 +1,69 @@
+"""A real cluster, seen from outside: its processes by their parts, killed and stopped."""
+
+import os
+import signal
+from pathlib import Path
+
+from django.conf import settings
+
+from tests.processes import Finished, Started
+from tests.waiting import eventually
+
+
+class Cluster:
+    """A ``qcluster`` that runs."""
+
+    def __init__(self, started: Started, *, complete: bool = True) -> None:
+        """Take a cluster that was started; wait until it is ``complete``."""
+        self.started = started
+        if complete:
+            eventually(self.is_complete)
+
+    def is_complete(self) -> bool:
+        """Tell whether parent, sentinel, workers, monitor and pusher run."""
+        return len(self.started.family()) == settings.Q_CLUSTER["workers"] + 4
+
+    @property
+    def parent(self) -> int:
+        """Return the process id of the parent."""
+        return self.started.pid
+
+    @property
+    def sentinel(self) -> int:
+        """Return the process id of the sentinel."""
+        (child,) = self.children(self.parent)
+        return child
+
+    def children(self, parent: int) -> list[int]:
+        """Return the children of ``parent`` in the order of their birth."""
+        return sorted(
+            (pid for pid in self.started.family() if _stat(pid)[1] == str(parent)),
+            key=lambda pid: int(_stat(pid)[19]),
+        )
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the workers, which are forked before monitor and pusher."""
+        return sorted(self.children(self.sentinel))[: settings.Q_CLUSTER["workers"]]
+
+    def forked(self) -> list[int]:
+        """Return what a sentinel forked, if there is one, by birth: workers, monitor, pusher."""
+        return [pid for sentinel in self.children(self.parent) for pid in self.children(sentinel)]
+
+    def kill(self, pid: int) -> None:
+        """End a process at once."""
+        os.kill(pid, signal.SIGKILL)
+
+    def stop(self) -> Finished:
+        """Stop in order; nothing is left of it."""
+        self.started.signal(signal.SIGTERM)
+        finished = self.started.finish()
+        assert finished.returncode == 0, finished.stderr
+        assert not self.started.family()
+        return finished
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ["X"] + ["0"] * 30
