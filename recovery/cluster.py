@@ -4,7 +4,9 @@ import logging
 import os
 import signal
 import time
+import uuid
 from collections import deque
+from collections.abc import Callable
 from multiprocessing.sharedctypes import RawValue
 from types import FrameType
 from typing import Any
@@ -12,8 +14,11 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, close_old_connections, connections
 from django_q.brokers import get_broker
 from django_q.cluster import Cluster, Sentinel, get_mp_context
+from django_q.conf import Conf
+from django_q.worker import worker
 
 from recovery import schedules, stopping, tallies
+from recovery.orphans import die_with_parent
 from recovery.sideport import SidePort
 
 logger = logging.getLogger(__name__)
@@ -56,12 +61,29 @@ class StopFlag(stopping.Flag):
 
 
 class GuardedSentinel(Sentinel):  # type: ignore[misc]
-    """A sentinel in a process group of its own that does not outlive its parent."""
+    """A sentinel in a process group of its own: it ends with its parent, its workers with it."""
 
     def start(self) -> None:
         """Lead a process group (the parent can end it whole), then guard the workers."""
         os.setpgid(0, 0)
         super().start()
+
+    def spawn_process(self, target: Callable[..., None], *args: Any) -> Any:
+        """Fork a process, as django-q2 does; the kernel kills it once this sentinel is dead.
+
+        The parent cannot where it dies at the same moment.
+        """
+        process = get_mp_context().Process(
+            target=_leashed,
+            args=(die_with_parent(), target, *args),
+            name=f"Process-{uuid.uuid4().hex}",
+            daemon=Conf.DAEMONIZE_WORKERS if target is worker else True,
+        )
+        if target is worker:
+            process.timer = args[2]
+            self.pool.append(process)
+        process.start()
+        return process
 
     def reincarnate(self, process: Any) -> None:
         """Replace a dead process; give up where it may have taken a queue's lock along.
@@ -76,6 +98,11 @@ class GuardedSentinel(Sentinel):  # type: ignore[misc]
             logger.critical("queue_lost", extra=facts)
             os._exit(QUEUE_LOST)
         super().reincarnate(process)
+
+
+def _leashed(ask_kernel: Callable[[], None], target: Callable[..., None], *args: Any) -> None:
+    ask_kernel()
+    target(*args)
 
 
 class GuardedCluster(Cluster):  # type: ignore[misc]

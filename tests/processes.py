@@ -14,7 +14,7 @@ from typing import IO, Any
 from django.conf import settings
 from django.db import connection
 
-from tests.servers import die_with_parent
+from recovery.orphans import die_with_parent
 from tests.waiting import eventually
 
 TIMEOUT_S = 90
@@ -45,7 +45,7 @@ class Started:
             stderr=self.err,
             text=True,
             start_new_session=True,
-            preexec_fn=die_with_parent(signal.SIGKILL),  # a killed test run leaves nothing behind
+            preexec_fn=die_with_parent(),  # a killed test run leaves nothing behind
         )
 
     @property

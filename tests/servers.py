@@ -3,7 +3,6 @@
 ``python -m tests.servers -- COMMAND…`` runs a command with both, in production's environment.
 """
 
-import ctypes
 import os
 import secrets
 import shutil
@@ -13,16 +12,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from recovery.orphans import die_with_parent
+
 DEADLINE_S = 60.0
 POLL_S = 0.02
 PORT_TRIES = 3
-PR_SET_PDEATHSIG = 1
 PACKAGES = {
     "mariadbd": "mariadb-server",
     "mariadb-install-db": "mariadb-server",
@@ -49,20 +49,6 @@ def free_port() -> int:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def die_with_parent(signum: int) -> Callable[[], None]:
-    """Return what a child runs before its program, so that it gets ``signum`` if we die."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    parent = os.getpid()
-
-    def ask_kernel() -> None:
-        if libc is not None:
-            libc.prctl(PR_SET_PDEATHSIG, signum)
-        if os.getppid() != parent:  # we died before the kernel was asked
-            os._exit(1)
-
-    return ask_kernel
 
 
 @dataclass
@@ -102,7 +88,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent(signal.SIGKILL),
+                preexec_fn=die_with_parent(),
             )
         self._wait_until_it_answers()
 

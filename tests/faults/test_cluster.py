@@ -10,7 +10,7 @@ from ledger.outbox import JOB
 from recovery.clock import db_now
 from recovery.models import Job, JobRun
 from tests.end_to_end.test_periods import slot_at_or_before
-from tests.faults.ledger import QUICK, is_posted, posted, publish_one, running
+from tests.faults.ledger import QUICK, posted, publish_one, running
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -53,16 +53,6 @@ def test_terminated_cluster_leaves_nothing_behind(redis_up, cluster):
     running_cluster = cluster()
     told = running_cluster.stop().json()
     assert (told["stopped_by"], told["restarts"]) == ("SIGTERM", 0)
-    assert not JobRun.objects.filter(status="running").exists()
-    assert not Job.objects.exclude(lease_owner="").exists()
-
-
-def test_terminated_in_the_middle_of_a_batch_it_ends_the_batch(redis_up, cluster):
-    running_cluster = cluster(RECOVERY_FAULTPOINTS="outbox.before_commit=sleep:2@1")
-    entry = publish_one()
-    eventually(running)
-    running_cluster.stop()
-    assert is_posted(entry)
     assert not JobRun.objects.filter(status="running").exists()
     assert not Job.objects.exclude(lease_owner="").exists()
 
