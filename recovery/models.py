@@ -1,7 +1,7 @@
 """Rows of the engine: jobs with their leases, runs, audit records, samples."""
 
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NoReturn, Self, TypeVar
 
 from django.db import models
@@ -133,6 +133,13 @@ class Job(models.Model):
         return self.name
 
 
+LULL_S = 15
+"""An outage is noticed so long after the last sign of life of what it cuts off."""
+WATCH_S = 60
+RUNS_OF_A_MINUTE = 3
+"""So many runs at least begin within a minute while workers run: the outbox alone has six."""
+
+
 class JobRunQuerySet(models.QuerySet["JobRun"]):
     """Conditions of runs and what closes them."""
 
@@ -168,6 +175,18 @@ class JobRunQuerySet(models.QuerySet["JobRun"]):
     def older_than(self, moment: datetime) -> Self:
         """Return the runs that started before ``moment``."""
         return self.filter(started_at__lt=moment)
+
+    def stood_still_after(self, moment: datetime, *, now: datetime) -> bool:
+        """Tell whether runs began before ``moment``, and for most of the minute after it none did.
+
+        Then the database, or every host with a worker, was away. False within that minute.
+        """
+        lull, watch = timedelta(seconds=LULL_S), timedelta(seconds=WATCH_S)
+        if now < moment + watch:
+            return False
+        before = self.filter(started_at__gt=moment - watch, started_at__lte=moment)
+        after = self.filter(started_at__gt=moment + lull, started_at__lte=moment + watch)
+        return len(before.order_by()[:RUNS_OF_A_MINUTE]) == RUNS_OF_A_MINUTE and not after.exists()
 
 
 class JobRun(models.Model):

@@ -19,29 +19,32 @@ WAIT_S = 2
 POLL_S = 0.1
 
 # Times of INNODB_TRX are those of the server's host, whatever the session's time zone.
+# Who waits for the row too, ahead of us, blocks us as well: he comes last.
 MARIADB = """
 SELECT b.trx_mysql_thread_id, p.USER, p.HOST,
        TIMESTAMPDIFF(SECOND, b.trx_started,
                      CONVERT_TZ(NOW(), @@session.time_zone, 'SYSTEM')),
-       p.COMMAND, p.INFO
+       p.COMMAND, COALESCE(b.trx_query, p.INFO)
   FROM information_schema.INNODB_LOCK_WAITS w
   JOIN information_schema.INNODB_TRX r ON r.trx_id = w.requesting_trx_id
   JOIN information_schema.INNODB_TRX b ON b.trx_id = w.blocking_trx_id
   LEFT JOIN information_schema.PROCESSLIST p ON p.ID = b.trx_mysql_thread_id
  WHERE r.trx_mysql_thread_id = %s
- ORDER BY b.trx_started LIMIT 1
+ ORDER BY b.trx_wait_started IS NOT NULL, b.trx_started LIMIT 1
 """
+# By the ids of transactions, as sys.innodb_lock_waits does: the thread that a lock names is
+# the one that made the lock's record, which for an implicit lock is whoever met it.
 MYSQL = """
-SELECT t.PROCESSLIST_ID, t.PROCESSLIST_USER, t.PROCESSLIST_HOST,
+SELECT b.trx_mysql_thread_id, t.PROCESSLIST_USER, t.PROCESSLIST_HOST,
        TIMESTAMPDIFF(SECOND, b.trx_started,
                      CONVERT_TZ(NOW(), @@session.time_zone, 'SYSTEM')),
-       t.PROCESSLIST_COMMAND, t.PROCESSLIST_INFO
+       t.PROCESSLIST_COMMAND, COALESCE(b.trx_query, t.PROCESSLIST_INFO)
   FROM performance_schema.data_lock_waits w
-  JOIN performance_schema.threads rt ON rt.THREAD_ID = w.REQUESTING_THREAD_ID
-  JOIN performance_schema.threads t ON t.THREAD_ID = w.BLOCKING_THREAD_ID
-  LEFT JOIN information_schema.INNODB_TRX b ON b.trx_id = w.BLOCKING_ENGINE_TRANSACTION_ID
- WHERE rt.PROCESSLIST_ID = %s
- ORDER BY b.trx_started LIMIT 1
+  JOIN information_schema.INNODB_TRX r ON r.trx_id = w.REQUESTING_ENGINE_TRANSACTION_ID
+  JOIN information_schema.INNODB_TRX b ON b.trx_id = w.BLOCKING_ENGINE_TRANSACTION_ID
+  LEFT JOIN performance_schema.threads t ON t.PROCESSLIST_ID = b.trx_mysql_thread_id
+ WHERE r.trx_mysql_thread_id = %s
+ ORDER BY b.trx_wait_started IS NOT NULL, b.trx_started LIMIT 1
 """
 NO_PRIVILEGE = (
     "The server does not show its transactions to this user:"

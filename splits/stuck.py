@@ -1,7 +1,7 @@
 """Finalizations that hang: find them, prove that nobody holds them, reset them."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -13,6 +13,7 @@ from django.db import OperationalError, connection, transaction
 
 from recovery.clock import db_now
 from recovery.errors import is_row_locked, with_retries
+from recovery.models import JobRun
 from recovery.runner import Run
 from recovery.wakeups import wake_on_commit
 from splits import audit, lifecycle, metrics
@@ -120,8 +121,26 @@ def name_holder(found: Found, request: Request) -> Recovery:
             if recovery.result is not Result.HELD:
                 return recovery
             holder = find_holder(found.order_id) or Holder(hint="The holders change.")
+        _note_holder(found, holder)
         logger.warning("split_order_held", extra={**found.facts(), "holder": holder.as_dict()})
     return Recovery(found.number, Result.HELD, holder)
+
+
+def _note_holder(found: Found, holder: Holder) -> None:
+    """Keep who holds the order, for the record of its reset."""
+    sightings = StuckSighting.objects.of(found.order_id, found.epoch)
+    _noted(lambda: sightings.note_holder(holder.as_dict()))
+
+
+def _noted(note: Callable[[], bool]) -> bool:
+    """Note something of a sighting; on SQLite whoever holds the order holds this back as well."""
+    try:
+        return note()
+    except OperationalError as error:
+        if not is_row_locked(error):
+            raise
+        logger.info("sighting_not_noted", extra={"error": str(error)})
+        return False
 
 
 def _recover(found: Found, request: Request) -> Recovery:
@@ -164,7 +183,8 @@ def _decide(order: SplitOrder, request: Request) -> Result:
 def _reset(order: SplitOrder, request: Request) -> Result:
     now = db_now()
     recovered_at = _within_window([*order.recovered_at, now.isoformat()], now)
-    result = _verdict(order, len(recovered_at))
+    charged = not JobRun.objects.stood_still_after(_progress_at(order), now=now)
+    result = _verdict(order, len(recovered_at), charged=charged)
     status = {Result.QUARANTINED: OrderStatus.QUARANTINED, Result.FAILED: OrderStatus.FAILED}.get(
         result, OrderStatus.READY
     )
@@ -174,8 +194,10 @@ def _reset(order: SplitOrder, request: Request) -> Result:
         status=status,
         next_finalize_at=now if due else None,
         recovered_at=recovered_at,
+        charged=charged,
     )
-    _record(order, result, request, now=now)
+    evidence = {**_evidence(order, request, now), "attempt_charged": charged}
+    _record(order, result, request, evidence)
     if due:
         wake_on_commit(lifecycle.FINALIZE_JOB)
     return result
@@ -186,17 +208,20 @@ def _within_window(times: list[str], now: datetime) -> list[str]:
     return [time for time in times if datetime.fromisoformat(time) >= oldest]
 
 
-def _verdict(order: SplitOrder, recoveries: int) -> Result:
+def _progress_at(order: SplitOrder) -> datetime:
+    return order.finalize_progress_at or order.created_at
+
+
+def _verdict(order: SplitOrder, recoveries: int, *, charged: bool) -> Result:
     """Decide; ``recoveries`` counts those within the alert window, this one included."""
     if recoveries > settings.JOB_STUCK_ALERT_THRESHOLD:
         return Result.QUARANTINED
-    if order.finalize_attempts >= settings.JOB_FINALIZE_RETRY_LIMIT:
+    if charged and order.finalize_attempts >= settings.JOB_FINALIZE_RETRY_LIMIT:
         return Result.FAILED
     return Result.RECOVERED
 
 
-def _record(order: SplitOrder, result: Result, request: Request, *, now: datetime) -> None:
-    evidence = _evidence(order, request, now)
+def _record(order: SplitOrder, result: Result, request: Request, evidence: dict[str, Any]) -> None:
     actions = {
         Result.RECOVERED: [audit.RECOVERED],
         Result.FAILED: [audit.RECOVERED, audit.RETRY_LIMIT],
@@ -208,7 +233,7 @@ def _record(order: SplitOrder, result: Result, request: Request, *, now: datetim
 
 def _evidence(order: SplitOrder, request: Request, now: datetime) -> dict[str, Any]:
     """Return what the reset rests on."""
-    progress_at = order.finalize_progress_at or order.created_at
+    progress_at = _progress_at(order)
     return {
         "epoch": order.finalize_epoch,
         "finalizer": order.finalize_owner,
@@ -217,7 +242,16 @@ def _evidence(order: SplitOrder, request: Request, now: datetime) -> dict[str, A
         "threshold_s": request.threshold_s,
         "forced": request.force,
         "proof": _proof(),
+        **_held_before(order),
     }
+
+
+def _held_before(order: SplitOrder) -> dict[str, Any]:
+    """Return who was last seen to hold the order's row in this epoch, where somebody was."""
+    sighting = StuckSighting.objects.of(order.pk, order.finalize_epoch).first()
+    if sighting is None or sighting.held_at is None:
+        return {}
+    return {"held_before": {"at": sighting.held_at.isoformat(), **(sighting.held_by or {})}}
 
 
 def _proof() -> dict[str, Any]:
@@ -234,7 +268,7 @@ def _count(found: Found, recovery: Recovery) -> None:
     """Count and log, after the commit; each epoch of an order is detected once."""
     if recovery.result in (Result.GONE, Result.RELEASED):
         return
-    if StuckSighting.objects.first_time(found.order_id, found.epoch):
+    if _noted(lambda: StuckSighting.objects.first_time(found.order_id, found.epoch)):
         metrics.stuck_detected()
     if recovery.result is Result.HELD:
         return

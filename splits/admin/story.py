@@ -126,6 +126,9 @@ class Story:
         for sighting in StuckSighting.objects.filter(order_ref=order.pk).order_by("id"):
             details = _("epoch %(n)d") % {"n": sighting.epoch}
             yield Event(sighting.seen_at, state("late", _("found stuck")), details=details)
+            if sighting.held_at:
+                what = state("late", _("held by a live transaction"))
+                yield Event(sighting.held_at, what, details=pretty(sighting.held_by))
         if order.finalized_at:
             yield Event(order.finalized_at, state("finalized", _("finalized")))
 

@@ -1,7 +1,7 @@
 """How far a finalization got, and where it was seen to hang."""
 
 from datetime import datetime
-from typing import Self
+from typing import Any, Self
 
 from django.db import models
 from django.db.models import Q
@@ -57,6 +57,17 @@ class SightingQuerySet(models.QuerySet["StuckSighting"]):
         _sighting, is_new = self.get_or_create(order_ref=order_id, epoch=epoch)
         return is_new
 
+    def of(self, order_id: int, epoch: int) -> Self:
+        """Return the sighting of this epoch of the order, if there is one."""
+        return self.filter(order_ref=order_id, epoch=epoch)
+
+    def note_holder(self, holder: dict[str, Any]) -> bool:
+        """Keep the last holder seen; one that has no name never replaces one that has."""
+        sightings = self
+        if holder.get("connection_id") is None:
+            sightings = self.filter(Q(held_at=None) | Q(held_by__connection_id=None))
+        return bool(sightings.update(held_at=Now(), held_by=holder))
+
 
 class StuckSighting(models.Model):
     """A finalization was seen to be stuck.
@@ -67,6 +78,13 @@ class StuckSighting(models.Model):
     order_ref = models.BigIntegerField(_("order"))
     epoch = models.PositiveBigIntegerField(_("epoch"))
     seen_at = models.DateTimeField(_("seen at"), db_default=Now())
+    held_at = models.DateTimeField(_("held at"), null=True, blank=True)
+    held_by = models.JSONField(
+        _("held by"),
+        null=True,
+        blank=True,
+        help_text=_("The last database connection seen to hold the order's row."),
+    )
 
     objects = SightingQuerySet.as_manager()
 

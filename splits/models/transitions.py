@@ -110,7 +110,13 @@ class SplitOrderQuerySet(models.QuerySet["SplitOrder"]):
         )
 
     def reset(
-        self, epoch: int, *, status: str, next_finalize_at: datetime | None, recovered_at: list[str]
+        self,
+        epoch: int,
+        *,
+        status: str,
+        next_finalize_at: datetime | None,
+        recovered_at: list[str],
+        charged: bool = True,
     ) -> bool:
         """Take the order from the finalizer with this epoch; False: it has moved on."""
         return bool(
@@ -119,6 +125,7 @@ class SplitOrderQuerySet(models.QuerySet["SplitOrder"]):
                 finalize_in_progress=False,
                 finalize_owner="",
                 finalize_epoch=F("finalize_epoch") + 1,
+                finalize_attempts=F("finalize_attempts") - (0 if charged else 1),
                 next_finalize_at=next_finalize_at,
                 recovery_count=F("recovery_count") + 1,
                 recovered_at=recovered_at,

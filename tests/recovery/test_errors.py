@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from recovery import errors
 from recovery.errors import code_of, is_infrastructure, is_passing, is_row_locked, with_retries
 from recovery.models import Job
+from tests.admin import server_set
 from tests.waiting import eventually
 
 UPDATE = "UPDATE recovery_job SET fence = fence + 1 WHERE name = %s"
@@ -189,31 +190,11 @@ def test_statement_over_its_time_limit_is_infrastructure(rows, spoilt):
 
 @pytest.mark.mariadb
 def test_read_only_server_is_infrastructure(rows):
-    url = os.environ.get("TEST_ADMIN_DATABASE_URL")
-    if not url:
-        pytest.skip("needs an administrator: run it through `python -m tests.servers --`")
-    with _read_only(url):
+    with server_set("read_only", 1):
         error = refusal(lambda: execute(UPDATE, "a"))
     assert code_of(error) == 1290
     assert is_infrastructure(error)
     execute(UPDATE, "a")
-
-
-@contextmanager
-def _read_only(url: str) -> Iterator[None]:
-    import dj_database_url
-    import MySQLdb
-
-    where = dj_database_url.parse(url)
-    link = MySQLdb.connect(
-        host=where["HOST"], port=where["PORT"], user=where["USER"], password=where["PASSWORD"]
-    )
-    with closing(link):
-        link.query("SET GLOBAL read_only = 1")
-        try:
-            yield
-        finally:
-            link.query("SET GLOBAL read_only = 0")
 
 
 @pytest.mark.mariadb

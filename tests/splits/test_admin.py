@@ -17,6 +17,7 @@ from recovery.clock import db_now
 from recovery.models import AuditRecord, Job, JobRun
 from splits import lifecycle, stuck
 from splits.admin import story
+from splits.holders import Holder
 from splits.models import (
     Breaker,
     FinalizeStep,
@@ -284,6 +285,15 @@ def test_timeline_shows_recovery_with_its_proof(admin_client):
     assert "in_progress: true → false" in shown
     assert "was granted" in shown
     assert "dead-host:1:token" in shown
+
+
+def test_timeline_shows_who_held_the_order(admin_client):
+    order = hang(SplitOrderFactory())
+    StuckSighting.objects.first_time(order.pk, order.finalize_epoch)
+    sightings = StuckSighting.objects.of(order.pk, order.finalize_epoch)
+    sightings.note_holder(Holder(connection_id=4711, user="erp").as_dict())
+    assert timeline(admin_client, order)[0] == "held by a live transaction"
+    assert "4711" in text_of(admin_client, page_url(order))
 
 
 def test_timeline_shows_the_death_of_the_orders_entry(admin_client):

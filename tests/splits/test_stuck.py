@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 
 from recovery.clock import db_now
 from recovery.leases import LeaseLostError
-from recovery.models import AuditRecord
+from recovery.models import AuditRecord, Job, JobRun
 from splits import holders, stuck
 from splits.finalize import Ending, finalize
 from splits.models import OrderStatus, SplitOrder, StuckSighting
@@ -176,6 +176,65 @@ def test_stuck_epoch_is_counted_once_though_it_is_seen_often():
     recover(hang(order))
     assert detected() - before == 2
     assert StuckSighting.objects.count() == 2
+
+
+HOLDER = holders.Holder(connection_id=7, user="erp", host="db-client", age_s=9, query="UPDATE it")
+
+
+def test_record_of_the_reset_says_who_was_seen_to_hold_the_order():
+    order = hang(SplitOrderFactory())
+    StuckSighting.objects.first_time(order.pk, 1)
+    StuckSighting.objects.of(order.pk, 1).note_holder(HOLDER.as_dict())
+    held_at = StuckSighting.objects.get().held_at
+    recover(order)
+    evidence = AuditRecord.objects.get().evidence
+    assert evidence["held_before"] == {"at": held_at.isoformat(), **HOLDER.as_dict()}
+
+
+def test_record_of_the_reset_says_nothing_of_who_held_an_earlier_epoch():
+    order = hang(SplitOrderFactory())
+    StuckSighting.objects.first_time(order.pk, 0)
+    StuckSighting.objects.of(order.pk, 0).note_holder(HOLDER.as_dict())
+    recover(order)
+    assert "held_before" not in AuditRecord.objects.get().evidence
+
+
+def runs_at(*ages_s):
+    """Leave runs of a job that began so many seconds ago."""
+    job = Job.objects.get_or_create(name="processLedgerOutbox")[0]
+    now = db_now()
+    JobRun.objects.bulk_create(
+        JobRun(job=job, fence=n, host="h", pid=1, started_at=now - timedelta(seconds=age_s))
+        for n, age_s in enumerate(ages_s)
+    )
+
+
+BUSY = (1_005, 1_015, 1_025)
+"""Ages of runs just before the last progress of an order that hangs since 1,000 s."""
+
+
+@pytest.mark.parametrize(
+    ("ages_s", "age_s", "charged"),
+    [
+        (BUSY, 1_000, False),
+        ((*BUSY, 990), 1_000, False),  # the outage began a moment after the last progress
+        ((*BUSY, 980), 1_000, True),  # others went on working: it was the finalizer
+        ((*BUSY, 945), 1_000, True),
+        ((*BUSY, 935), 1_000, False),
+        (BUSY[1:], 1_000, True),  # too few runs to tell
+        ((), 1_000, True),
+        ((35, 45, 52), 30, True),  # too early to tell
+    ],
+)
+def test_attempt_after_which_all_work_stood_still_is_not_charged(ages_s, age_s, charged, settings):
+    settings.JOB_FINALIZE_RETRY_LIMIT = 1
+    runs_at(*ages_s)
+    order = hang(SplitOrderFactory(), age_s=age_s)
+    recovery = recover(order, threshold_s=10)
+    assert recovery.result is (Result.FAILED if charged else Result.RECOVERED)
+    assert order.finalize_attempts == charged
+    assert AuditRecord.objects.last().evidence["attempt_charged"] is charged
+    assert order.recovery_count == 1
 
 
 def test_resets_are_counted():

@@ -103,5 +103,5 @@ def _holder_text(recovery: Recovery) -> str:
         return f"by an unknown connection. {holder.hint}"
     return (
         f"by connection {holder.connection_id} ({holder.user}@{holder.host}),"
-        f" its transaction open for {holder.age_s} s, {holder.command}"
+        f" its transaction open for {holder.age_s} s, {holder.command} {holder.query}"
     )
