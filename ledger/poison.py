@@ -1,6 +1,7 @@
 """After runs that died: work one entry at a time, its attempt counted before the work."""
 
 import logging
+from functools import partial
 
 import structlog
 from django.db import DatabaseError, InterfaceError, transaction
@@ -9,6 +10,7 @@ from ledger import metrics, parking, rows
 from ledger.models import ErrorCode, OutboxEntry
 from ledger.payloads import RefusedError
 from ledger.posting import Policy, Result, post_these
+from recovery import leftovers
 from recovery.errors import is_infrastructure, with_retries
 from recovery.leases import LeaseLostError
 from recovery.registry import Batch
@@ -81,6 +83,14 @@ def _post_charged(policy: Policy, entry: rows.Claimed) -> Result:
 
 
 def _refund(entry: rows.Claimed, *, due_now: bool) -> None:
-    """Give our own charge back: where the lease was lost the next holder may have made another."""
+    """Give our own charge back: where the lease was lost the next holder may have made another.
+
+    At this process' next run, where the database cannot be reached now.
+    """
     charged = OutboxEntry.objects.filter(pk=entry.id).charged(entry.attempts + 1, rows.DIED)
-    with_retries(lambda: charged.refund(due_now=due_now))
+    refund = partial(charged.refund, due_now=due_now)
+    try:
+        with_retries(refund)
+    except (DatabaseError, InterfaceError):
+        leftovers.leave(refund)
+        raise

@@ -14,7 +14,7 @@ import structlog
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections, transaction
 
-from recovery import heartbeats, leases, metrics, registry, stopping, wakeups
+from recovery import heartbeats, leases, leftovers, metrics, registry, stopping, wakeups
 from recovery.errors import name_of, with_retries
 from recovery.faultpoints import faultpoint
 from recovery.models import Job as JobRow
@@ -143,6 +143,7 @@ def _guarded(run: Run) -> Outcome:
     try:
         faultpoint("lease.acquired")
         run.beat(RunStatus.RUNNING)
+        leftovers.settle()
         more = _work(run)
     except leases.LeaseLostError as lost:
         status, error = RunStatus.FAILED, str(lost)

@@ -14,7 +14,7 @@ import structlog
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
-from recovery import backoff
+from recovery import backoff, leftovers
 from recovery.errors import is_infrastructure, with_retries
 from recovery.faultpoints import faultpoint
 from recovery.leases import HOST, LeaseLostError
@@ -119,7 +119,11 @@ def claim(
             # Also found where an earlier COMMIT happened though its answer was lost.
             return orders.filter(finalize_owner=owner).first()
 
-    order = with_retries(take)
+    try:
+        order = with_retries(take)
+    except (DatabaseError, InterfaceError):
+        leftovers.leave(partial(_unclaim, order_id, owner))
+        raise
     if order is None:
         return None
     return Attempt(
@@ -133,6 +137,16 @@ def _locked(orders: Any) -> SplitOrder | None:
     return order
 
 
+def _unclaim(order_id: int, owner: str) -> None:
+    """Give back what a claim took of which we know the owner alone: its COMMIT had no answer."""
+    order = SplitOrder.objects.filter(pk=order_id, finalize_owner=owner).first()
+    if order is not None:
+        error = "the claim was not answered"
+        SplitOrder.objects.filter(pk=order_id).postpone(
+            order.finalize_epoch, code=INFRASTRUCTURE, error=error, delay_s=0
+        )
+
+
 def _pursue(attempt: Attempt) -> Outcome:
     """Take the steps and finish; turn what goes wrong into an outcome."""
     try:
@@ -142,13 +156,15 @@ def _pursue(attempt: Attempt) -> Outcome:
         logger.warning("finalize_fenced", extra={**_facts(attempt), "code": error.code})
         return Outcome(Ending.FENCED, error.code, str(error))
     except EndpointDownError as error:
-        return _postpone(attempt, error.code, error, delay_s=error.retry_in_s)
+        return _postpone(attempt, error.code, str(error), delay_s=error.retry_in_s)
     except (LeaseLostError, KeyboardInterrupt) as error:
-        _postpone(attempt, type(error).__name__, error, delay_s=0)
+        name = type(error).__name__
+        _postpone(attempt, name, str(error) or name, delay_s=0)
         raise
     except Exception as error:  # noqa: BLE001 - whatever a step raises is the order's failure
         if is_infrastructure(error):
-            return _postpone(attempt, INFRASTRUCTURE, error, delay_s=settings.JOB_BACKOFF_BASE_SEC)
+            delay_s = settings.JOB_BACKOFF_BASE_SEC
+            return _postpone(attempt, INFRASTRUCTURE, str(error), delay_s=delay_s)
         return _fail(attempt, error)
     duration_s = time.monotonic() - attempt.started
     metrics.finalized(duration_s)
@@ -218,6 +234,11 @@ def _fail(attempt: Attempt, error: Exception) -> Outcome:
     code = error.code if isinstance(error, SplitError) else UNEXPECTED
     text = str(error) if isinstance(error, SplitError) else f"{type(error).__name__}: {error}"
     logger.error("finalize_failed", exc_info=error, extra={**_facts(attempt), "code": code})
+    return _charge(attempt, code, text)
+
+
+def _charge(attempt: Attempt, code: str, text: str, *, leased: bool = True) -> Outcome:
+    """End the attempt as failed; where the database cannot be reached, at a later run."""
     exhausted = attempt.attempt >= settings.JOB_FINALIZE_RETRY_LIMIT
     delay_s = None if exhausted else backoff.delay_sec(attempt.attempt)
 
@@ -229,13 +250,13 @@ def _fail(attempt: Attempt, error: Exception) -> Outcome:
         return True
 
     try:
-        _end(attempt, verb)
+        _end(attempt, verb, leased=leased)
     except FencedError as fenced:
         return Outcome(Ending.FENCED, fenced.code, str(fenced))
     except (DatabaseError, InterfaceError) as trouble:
         if not is_infrastructure(trouble):
             raise
-        return _left(attempt, trouble)
+        return _left(attempt, trouble, partial(_charge, attempt, code, text, leased=False))
     return Outcome(Ending.FAILED, code, text)
 
 
@@ -249,12 +270,11 @@ def _audit_failure(attempt: Attempt, before: SplitOrder, *, code: str, error: st
         )
 
 
-def _postpone(attempt: Attempt, code: str, error: BaseException, *, delay_s: float) -> Outcome:
-    """Give the order back uncharged; where the database cannot be reached it is left as it is.
+def _postpone(attempt: Attempt, code: str, text: str, *, delay_s: float) -> Outcome:
+    """Give the order back uncharged; where the database cannot be reached, at a later run.
 
     Not under the lease, which may be what was lost: the epoch alone guards it.
     """
-    text = str(error) or type(error).__name__
     try:
         _end(
             attempt,
@@ -264,15 +284,16 @@ def _postpone(attempt: Attempt, code: str, error: BaseException, *, delay_s: flo
     except FencedError as fenced:
         return Outcome(Ending.FENCED, fenced.code, str(fenced))
     except (DatabaseError, InterfaceError) as trouble:
-        return _left(attempt, trouble)
+        return _left(attempt, trouble, partial(_postpone, attempt, code, text, delay_s=delay_s))
     logger.warning("finalize_postponed", extra={**_facts(attempt), "code": code, "error": text})
     return Outcome(Ending.POSTPONED, code, text)
 
 
-def _left(attempt: Attempt, trouble: Exception) -> Outcome:
-    """Leave the order in progress: recoverFinalizeStuck finds it."""
+def _left(attempt: Attempt, trouble: Exception, again: Callable[[], Outcome]) -> Outcome:
+    """Leave the order in progress until this process' next run, or recoverFinalizeStuck."""
     facts = {**_facts(attempt), "code": INFRASTRUCTURE, "error": str(trouble)}
     logger.warning("finalize_left_in_progress", extra=facts)
+    leftovers.leave(again)
     return Outcome(Ending.POSTPONED, INFRASTRUCTURE, str(trouble))
 
 

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from recovery import faultpoints, link, stopping
+from recovery import faultpoints, leftovers, link, stopping
 from tests.processes import Manage
 from tests.waiting import eventually as wait_until
 
@@ -73,6 +73,7 @@ def _forget() -> None:
     link.reset()
     stopping.withdraw()
     faultpoints.forget()
+    leftovers.forget()
 
 
 @pytest.fixture
