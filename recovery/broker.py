@@ -158,9 +158,9 @@ class RungBroker(Broker):  # type: ignore[misc]
 
     def purge_queue(self) -> None:
         """Remove all waiting tasks."""
+        self.table.purge_queue()
         if link.usable():
             link.call(lambda client: client.delete(self.redis_key))
-        self.table.purge_queue()
 
     def delete_queue(self) -> None:
         """Remove all waiting tasks."""

@@ -6,7 +6,7 @@ from typing import Any, NoReturn, Self, TypeVar
 
 from django.db import models
 from django.db.models import F, Q
-from django.db.models.functions import Now
+from django.db.models.functions import Greatest, Now
 from django.utils.translation import gettext_lazy as _
 
 from recovery.clock import seconds_from_now
@@ -78,6 +78,15 @@ class JobQuerySet(models.QuerySet["Job"]):
                 last_error=stored_text(error),
                 last_duration_s=duration_s,
             )
+        )
+
+    def fence_off(self, fence: int) -> None:
+        """Raise the fences to ``fence`` at least, take the leases, forget the wake-ups."""
+        self.update(
+            fence=Greatest(F("fence") + 1, fence),
+            lease_owner="",
+            lease_expires_at=None,
+            wake_requested_at=None,
         )
 
     def ask_to_wake(self) -> bool:

@@ -22,7 +22,7 @@ from recovery.runner import Run
 from splits import audit, metrics, notify
 from splits.audit import Author
 from splits.errors import EndpointDownError, FencedError, SplitError
-from splits.models import FinalizeStep, OrderStatus, SplitOrder, StepName
+from splits.models import FinalizeStep, OrderStatus, SplitOrder, SplitOrderQuerySet, StepName
 from splits.steps import STEPS
 
 logger = logging.getLogger(__name__)
@@ -58,14 +58,23 @@ class Attempt:
     order_id: int
     number: str
     epoch: int
+    owner: str
     attempt: int
     author: Author
     run: Run | None = None
     started: float = field(default_factory=time.monotonic)
 
+    def mine(self) -> SplitOrderQuerySet:
+        """Return the order if the claim is still ours.
+
+        A database brought back from a backup hands out ids and epochs again: an order that is
+        imported once more may have ours. The claim's token comes only once.
+        """
+        return SplitOrder.objects.filter(pk=self.order_id, finalize_owner=self.owner)
+
     def hold(self) -> SplitOrder:
         """Note progress, which locks the order's row, and return it; raise FencedError."""
-        if not SplitOrder.objects.filter(pk=self.order_id).progress(self.epoch):
+        if not self.mine().progress(self.epoch):
             raise FencedError(self.number)
         return SplitOrder.objects.select_related("source_lot").get(pk=self.order_id)
 
@@ -82,7 +91,7 @@ class Attempt:
     def was_ended(self) -> bool:
         """Tell whether this attempt ended already, by a COMMIT whose answer was lost."""
         ended = SplitOrder.objects.filter(finalize_epoch=self.epoch, finalize_in_progress=False)
-        return ended.filter(pk=self.order_id).exists()
+        return ended.filter(pk=self.order_id, number=self.number).exists()
 
 
 def finalize(
@@ -127,7 +136,7 @@ def claim(
     if order is None:
         return None
     return Attempt(
-        order.pk, order.number, order.finalize_epoch, order.finalize_attempts, author, run
+        order.pk, order.number, order.finalize_epoch, owner, order.finalize_attempts, author, run
     )
 
 
@@ -215,12 +224,14 @@ def _finish(attempt: Attempt) -> None:
     _end(attempt, lambda orders: orders.finish(attempt.epoch))
 
 
-def _end(attempt: Attempt, verb: Callable[[Any], bool], *, leased: bool = True) -> None:
+def _end(
+    attempt: Attempt, verb: Callable[[SplitOrderQuerySet], bool], *, leased: bool = True
+) -> None:
     """End the attempt by ``verb``, once though its COMMIT may be repeated; raise FencedError."""
 
     def end() -> None:
         with transaction.atomic():
-            if not verb(SplitOrder.objects.filter(pk=attempt.order_id)):
+            if not verb(attempt.mine()):
                 if attempt.was_ended():
                     return
                 raise FencedError(attempt.number)
@@ -242,9 +253,9 @@ def _charge(attempt: Attempt, code: str, text: str, *, leased: bool = True) -> O
     exhausted = attempt.attempt >= settings.JOB_FINALIZE_RETRY_LIMIT
     delay_s = None if exhausted else backoff.delay_sec(attempt.attempt)
 
-    def verb(orders: Any) -> bool:
-        before = orders.get()
-        if not orders.fail(attempt.epoch, code=code, error=text, delay_s=delay_s):
+    def verb(orders: SplitOrderQuerySet) -> bool:
+        before = orders.first()
+        if before is None or not orders.fail(attempt.epoch, code=code, error=text, delay_s=delay_s):
             return False
         _audit_failure(attempt, before, code=code, error=text)
         return True

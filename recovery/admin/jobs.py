@@ -14,7 +14,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from django_q.models import Schedule
 
-from recovery import pauses, registry
+from recovery import pauses, registry, restoring
 from recovery.admin import audited
 from recovery.admin.operations import OperatedAdmin, Operation
 from recovery.admin.rows import column
@@ -41,6 +41,11 @@ audited.register(
     "job",
     lambda name: Job.objects.filter(pk=name).first(),
     actions=("job-paused", "job-resumed"),
+)
+audited.register(
+    restoring.TARGET,
+    lambda _name: None,  # it has no page
+    actions=(restoring.DATABASE_RESTORED,),
 )
 
 PAUSE = Operation(

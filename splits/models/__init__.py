@@ -4,7 +4,7 @@ from splits.models.breaker import Breaker
 from splits.models.lots import Lot, LotStatus
 from splits.models.orders import LineKind, SplitLine, SplitOrder
 from splits.models.progress import FinalizeStep, StepName, StuckSighting
-from splits.models.transitions import OrderStatus
+from splits.models.transitions import OrderStatus, SplitOrderQuerySet
 
 __all__ = [
     "Breaker",
@@ -15,6 +15,7 @@ __all__ = [
     "OrderStatus",
     "SplitLine",
     "SplitOrder",
+    "SplitOrderQuerySet",
     "StepName",
     "StuckSighting",
 ]

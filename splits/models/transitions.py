@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Self
 
 from django.db import models
 from django.db.models import F
-from django.db.models.functions import Now
+from django.db.models.functions import Greatest, Now
 from django.utils.translation import gettext_lazy as _
 
 from recovery.clock import seconds_from_now
@@ -27,6 +27,15 @@ class OrderStatus(models.TextChoices):
     REVERSED = "reversed", _("reversed")
 
 
+UNFINISHED = (
+    OrderStatus.DRAFT,
+    OrderStatus.READY,
+    OrderStatus.FAILED,
+    OrderStatus.QUARANTINED,
+)
+"""What may still be claimed, or cancelled where nothing has moved yet."""
+
+
 class SplitOrderQuerySet(models.QuerySet["SplitOrder"]):
     """Conditions of split orders, and verbs: each one guarded UPDATE."""
 
@@ -42,6 +51,10 @@ class SplitOrderQuerySet(models.QuerySet["SplitOrder"]):
     def in_progress(self) -> Self:
         """Return the orders that are being finalized."""
         return self.filter(finalize_in_progress__in=(True,))
+
+    def unfinished(self) -> Self:
+        """Return the orders that are being finalized or may be claimed some day."""
+        return self.filter(status__in=UNFINISHED)
 
     def stuck(self, threshold_s: float) -> Self:
         """Return the orders in progress without progress for longer than ``threshold_s``."""
@@ -132,6 +145,10 @@ class SplitOrderQuerySet(models.QuerySet["SplitOrder"]):
             )
         )
 
+    def fence_off(self, epoch: int) -> int:
+        """Raise the epochs to ``epoch`` at least: every finalizer of before commits nothing."""
+        return self.update(finalize_epoch=Greatest(F("finalize_epoch") + 1, epoch))
+
     def submit(self) -> bool:
         """Make drafts ready and due; False: not a draft."""
         return bool(
@@ -162,14 +179,8 @@ class SplitOrderQuerySet(models.QuerySet["SplitOrder"]):
 
     def cancel(self) -> bool:
         """Cancel orders that have not begun to move stock; the lot is free again."""
-        statuses = (
-            OrderStatus.DRAFT,
-            OrderStatus.READY,
-            OrderStatus.FAILED,
-            OrderStatus.QUARANTINED,
-        )
         return bool(
-            self.filter(status__in=statuses, finalize_in_progress=False).update(
+            self.filter(status__in=UNFINISHED, finalize_in_progress=False).update(
                 status=OrderStatus.CANCELLED, next_finalize_at=None, live_lot=None
             )
         )

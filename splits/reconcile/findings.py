@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
+from typing import Any
 
 from ledger.outbox import quantity_text
 from ledger.payloads import AccountKey
@@ -25,6 +26,13 @@ class Finding:
         """Return the finding as ``reconcile --json`` prints it."""
         return asdict(self)
 
+    def as_text(self) -> str:
+        """Return the finding as people read it."""
+        return (
+            f"{self.kind}  {self.target}\n  expected {self.expected}\n"
+            f"  found    {self.found}\n  repair   {self.repair}"
+        )
+
 
 @dataclass
 class Report:
@@ -41,6 +49,19 @@ class Report:
     def ok(self) -> bool:
         """Tell whether everything agrees."""
         return not self.findings
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts as ``reconcile --json`` prints them."""
+        return {"checked": dict(self.checked), "in_flight": self.in_flight, "ok": self.ok}
+
+    def as_text(self) -> str:
+        """Return the counts as people read them."""
+        counts = ", ".join(f"{count} {what}" for what, count in self.checked.items())
+        return (
+            f"checked: {counts or 'nothing there'}\n"
+            f"in flight: {self.in_flight} entries not posted yet\n"
+            f"{'everything agrees' if self.ok else f'{self.findings} findings'}"
+        )
 
     def find(self, kind: str, target: str, *, expected: str, found: str, repair: str) -> None:
         """Report one finding."""

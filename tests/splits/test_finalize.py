@@ -13,6 +13,7 @@ from recovery.leases import LeaseLostError
 from recovery.models import AuditRecord
 from splits import finalize as module
 from splits import stuck
+from splits.errors import FencedError
 from splits.finalize import Ending, claim, finalize
 from splits.models import FinalizeStep, OrderStatus, SplitOrder, StepName
 from tests.factories import AUTHOR, SplitOrderFactory, hang
@@ -429,3 +430,21 @@ def test_claim_does_not_wait_for_a_locked_row():
     finally:
         other.close()
     assert claim(order.pk, author=AUTHOR) is not None
+
+
+def test_finalizer_from_before_a_restore_leaves_the_next_claim_of_its_epoch_alone():
+    order = SplitOrderFactory()
+    stale = claim(order.pk, author=AUTHOR)
+    # The backup does not know the order: imported again, it has its id and its epochs again.
+    SplitOrder.objects.update(finalize_in_progress=False, finalize_epoch=0, finalize_owner="")
+    fresh = claim(order.pk, author=AUTHOR)
+    assert stale is not None
+    assert fresh is not None
+    assert (stale.order_id, stale.epoch) == (fresh.order_id, fresh.epoch)
+    with pytest.raises(FencedError):
+        module._finish(stale)
+    assert module._fail(stale, RuntimeError("late")).ending is Ending.FENCED
+    assert module._pursue(stale).ending is Ending.FENCED
+    assert_untouched(order)
+    assert module._pursue(fresh).ending is Ending.FINALIZED
+    assert_finalized_once(order)

@@ -34,23 +34,15 @@ class Command(OperatorCommand):
             spool.add(finding.as_dict())
             return
         with tqdm.external_write_mode(file=sys.stderr):
-            self.say(
-                f"{finding.kind}  {finding.target}\n  expected {finding.expected}\n"
-                f"  found    {finding.found}\n  repair   {finding.repair}"
-            )
+            self.say(finding.as_text())
 
     def conclude(self, report: Report, spool: Spool) -> None:
         """Print the document, or the counts."""
         if self.as_json:
-            document = {
-                "checked": dict(report.checked), "in_flight": report.in_flight, "ok": report.ok,
-            }  # fmt: skip
-            spool.write_document(partial(self.stdout.write, ending=""), document, key="findings")
+            write = partial(self.stdout.write, ending="")
+            spool.write_document(write, report.as_dict(), key="findings")
             return
-        counts = ", ".join(f"{count} {what}" for what, count in report.checked.items())
-        self.say(f"checked: {counts or 'nothing there'}")
-        self.say(f"in flight: {report.in_flight} entries not posted yet")
-        self.say("everything agrees" if report.ok else f"{report.findings} findings")
+        self.say(report.as_text())
 
     def print_document(self) -> None:
         """Print nothing more: the document is streamed."""
