@@ -26,6 +26,8 @@ PORT_TRIES = 3
 PACKAGES = {
     "mariadbd": "mariadb-server",
     "mariadb-install-db": "mariadb-server",
+    "mariadb": "mariadb-client",
+    "mariadb-dump": "mariadb-client",
     "redis-server": "redis-server",
 }
 
