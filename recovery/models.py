@@ -81,13 +81,8 @@ class JobQuerySet(models.QuerySet["Job"]):
         )
 
     def fence_off(self, fence: int) -> None:
-        """Raise the fences to ``fence`` at least, take the leases, forget the wake-ups."""
-        self.update(
-            fence=Greatest(F("fence") + 1, fence),
-            lease_owner="",
-            lease_expires_at=None,
-            wake_requested_at=None,
-        )
+        """Raise the fences to ``fence`` at least and take the leases from whoever has them."""
+        self.update(fence=Greatest(F("fence") + 1, fence), lease_owner="", lease_expires_at=None)
 
     def ask_to_wake(self) -> bool:
         """Set the wake-up flag; False: it was set already."""

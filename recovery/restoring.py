@@ -114,6 +114,10 @@ def leftovers(*, clear: bool) -> Leftovers:
                 found.counts[what] = _keys(pattern, clear=clear)
     except link.RedisDownError as error:
         found.redis_error = str(error) or "it does not answer"
+    asked = Job.objects.exclude(wake_requested_at=None)
+    found.counts["wake_ups"] += asked.count()
+    if clear:
+        asked.clear_wake()
     broker = get_broker()
     found.counts["queued"] = broker.queue_size() + broker.lock_size()
     try:

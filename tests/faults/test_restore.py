@@ -73,6 +73,7 @@ def drain_asleep(manage: Manage) -> tuple[Started, int]:
         return started if started.process.poll() is None else None  # the cluster was faster
 
     drain = eventually(taken)
+    assert drain is not None
     return drain, JobRun.objects.get(pid=drain.pid, status="running").fence
 
 

@@ -98,6 +98,7 @@ class Command(OperatorCommand):
         """Print what was done, or would be."""
         facts = self.document
         cleared = ", ".join(f"{count} {what}" for what, count in facts["cleared"].items())
+        cleared = cleared.replace("_", "-")
         self.say(f"{would_be}paused: {', '.join(facts['paused']) or 'no job'}")
         self.say(
             f"{would_be}raised: the fences of {len(facts['fences'])} jobs and the epochs of"
@@ -152,4 +153,5 @@ def _next(document: dict[str, Any]) -> Iterator[str]:
     if document["paused_before"]:
         yield f"paused before this, look why: {', '.join(document['paused_before'])}"
     if document["in_progress"]:
-        yield f"{document['in_progress']} orders stay in progress until recoverFinalizeStuck runs"
+        count = document["in_progress"]
+        yield f"orders in progress: {count}; recoverFinalizeStuck resets them once they are stuck"
