@@ -94,7 +94,7 @@ def raise_fences(to: int, *, actor: str, reason: str, evidence: Mapping[str, int
 
 
 @dataclass
-class Leftovers:
+class Survivors:
     """What outlived the restore, or came along with it: all of it is made anew by itself."""
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*KEYS, "queued"), 0))
@@ -102,12 +102,12 @@ class Leftovers:
     """Why Redis was left as it is; empty: it was not."""
 
 
-def leftovers(*, clear: bool) -> Leftovers:
+def survivors(*, clear: bool) -> Survivors:
     """Count the locks, wake-ups, heartbeats and queued tasks; with ``clear`` remove them.
 
     Only keys of this project's own names. Without Redis the queue's table is cleared all the same.
     """
-    found = Leftovers()
+    found = Survivors()
     try:
         if link.configured():
             for what, pattern in KEYS.items():

@@ -68,7 +68,7 @@ class Command(OperatorCommand):
             "fences": restoring.changes(fences, {it: max(fences[it] + 1, to) for it in fences}),
             "epochs_raised": orders.unfinished().count(),
             "in_progress": orders.in_progress().count(),
-            **_cleared(restoring.leftovers(clear=False)),
+            **_cleared(restoring.survivors(clear=False)),
         }
         self.tell("would be ")
 
@@ -89,7 +89,7 @@ class Command(OperatorCommand):
             "epochs_raised": epochs.count,
             "in_progress": in_progress,
             "held": [{"number": it, "holder": epochs.held[it].as_dict()} for it in epochs.held],
-            **_cleared(restoring.leftovers(clear=True)),
+            **_cleared(restoring.survivors(clear=True)),
         }
         self.tell()
         return self.compare()
@@ -129,7 +129,7 @@ class Command(OperatorCommand):
             self.say(finding.as_text())
 
 
-def _cleared(found: restoring.Leftovers) -> dict[str, Any]:
+def _cleared(found: restoring.Survivors) -> dict[str, Any]:
     redis = f"down: {found.redis_error}" if found.redis_error else "ok"
     return {"cleared": found.counts, "redis": redis if link.configured() else "not configured"}
 
