@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import subprocess
 import sys
 
 import pytest
@@ -241,23 +242,17 @@ def test_without_a_yes_and_nobody_to_ask_it_is_wrong_usage(manage, arguments):
 
 @pytest.mark.parametrize(("answer", "status"), [("y", 0), ("", 1)])
 def test_on_a_terminal_it_asks(answer, status):
-    child, terminal = pty.fork()
-    if not child:
-        os.execve(sys.executable, [sys.executable, "manage.py", "after_restore"], environment())
+    terminal, keyboard = pty.openpty()
     os.write(terminal, f"{answer}\n".encode())
-    said = b""
-    while chunk := _read(terminal):
-        said += chunk
-    assert b"Go on? [y/N]" in said
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status, said.decode()
+    command = [sys.executable, "manage.py", "after_restore"]
+    done = subprocess.run(
+        command, env=environment(), stdin=keyboard, capture_output=True, text=True, check=False
+    )
+    os.close(terminal)
+    os.close(keyboard)
+    assert "Go on? [y/N]" in done.stdout
+    assert done.returncode == status, done.stderr
     assert Job.objects.filter(paused_at=None).exists() == bool(status)
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 4096)
-    except OSError:  # the other side is closed
-        return b""
 
 
 def test_people_get_text_with_what_to_do_now():
