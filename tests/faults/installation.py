@@ -166,7 +166,6 @@ class Importer:
         self.tries = 0
         self.current: Started | None = None
         self.complaint = ""
-        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def start(self) -> None:
@@ -185,7 +184,7 @@ class Importer:
 
     def _work(self) -> None:
         for number, rows in enumerate(self.parts):
-            while not self._stop.is_set() and not self._went_through(number, rows):
+            while not self._went_through(number, rows):
                 pass
 
     def _went_through(self, number: int, rows: Sequence[Row]) -> bool:

@@ -9,7 +9,7 @@ from django.db import connection
 
 from recovery import link, restoring
 from recovery.audit import cli_actor
-from recovery.commands import DONE, WRONG, OperatorCommand, UsageError
+from recovery.commands import DONE, WRONG, OperatorCommand
 from recovery.probing import missing_migrations
 from splits.models import SplitOrder
 from splits.reconcile import Finding, Report, reconcile
@@ -49,11 +49,9 @@ class Command(OperatorCommand):
         return self.act(actor=cli_actor(), reason=options["reason"])
 
     def confirm(self, *, given: bool) -> None:
-        """Ask where somebody can be asked; raise UsageError or CommandError."""
-        if given:
+        """Ask on a terminal; a script that calls this has decided. Raise CommandError: no."""
+        if given or self.as_json or not sys.stdin.isatty():
             return
-        if self.as_json or not sys.stdin.isatty():
-            raise UsageError("this pauses every job: add --yes, or --dry-run to look first")
         self.say("This pauses every job until you resume it, and ends the runs under way.")
         if input("Go on? [y/N] ").strip().lower() not in ("y", "yes"):
             raise CommandError("nothing was done")
