@@ -16,7 +16,7 @@ from recovery.models import Job, JobRun
 from splits.lifecycle import FINALIZE_JOB
 from splits.models import OrderStatus, SplitOrder
 from tests.factories import SplitOrderFactory
-from tests.faults.conftest import Cluster
+from tests.faults.clusters import Cluster
 from tests.faults.ledger import QUICK, is_posted, posted, publish_one, running
 from tests.processes import Started, environment
 from tests.recovery.engine import client, row
