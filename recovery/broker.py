@@ -176,5 +176,25 @@ class RungBroker(Broker):  # type: ignore[misc]
 
     def set_stat(self, key: str, value: str, timeout: int) -> None:
         """Publish the cluster's status where other processes can read it: in Redis."""
-        if link.configured() and not link.is_down():
-            super().set_stat(key, value, timeout)
+        if not link.is_down():  # twice a second: what it costs to try again is for others
+            self._ask_redis(lambda client: client.set(key, value, ex=timeout))
+
+    def get_stat(self, key: str) -> str | None:
+        """Return the status of one cluster, if it published one."""
+        return next(iter(self._stats([key])), None)
+
+    def get_stats(self, pattern: str) -> list[str]:
+        """Return the status of every cluster."""
+        keys = self._ask_redis(lambda client: [*client.scan_iter(pattern)])
+        return self._stats(keys) if keys else []
+
+    def _stats(self, keys: list[Any]) -> list[str]:
+        packs = self._ask_redis(lambda client: client.mget(keys)) or []
+        return [pack.decode(errors="replace") for pack in packs if pack]
+
+    @staticmethod
+    def _ask_redis(action: Callable[[Any], Any]) -> Any:
+        try:
+            return link.call(action)
+        except link.RedisDownError:
+            return None

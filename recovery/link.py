@@ -1,8 +1,13 @@
 """The link to Redis: one second at most a call, one warning an outage, a pause after a failure."""
 
+import fcntl
 import logging
+import os
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing.sharedctypes import RawValue
 from typing import TypeVar
@@ -21,7 +26,15 @@ POP_TIMEOUT_S = 1
 POP_SOCKET_TIMEOUT_S = 3.0
 REFUSALS_LOGGED_EVERY_S = 60.0
 PROBE_KEY = "recovery:probe"
-STATE_ERRORS = ("MISCONF", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "LOADING", "TRYAGAIN")
+STATE_ERRORS = (
+    "MISCONF",
+    "CLUSTERDOWN",
+    "MASTERDOWN",
+    "NOREPLICAS",
+    "LOADING",
+    "TRYAGAIN",
+    "UNBLOCKED",  # said to who waits in a BLPOP when the server becomes a replica
+)
 """Refusals that tell of the server's state; other plain ones are about one command or key."""
 
 # Shared by all processes forked from this one, so that one of them finds an outage for all.
@@ -31,8 +44,51 @@ _next_try = RawValue("d", 0.0)
 _refused_at = RawValue("d", 0.0)
 
 
+class _Turn:
+    """Held by one thread of one process of the family; what a killed process held is free."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
+        self._forked()
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self._thread = threading.Lock()
+
+    @contextmanager
+    def taken(self) -> Iterator[bool]:
+        """Tell whether it was to be had at once; held until the block ends if it was."""
+        if not self._thread.acquire(blocking=False):
+            yield False
+            return
+        try:
+            with self._of_process() as ours:
+                yield ours
+        finally:
+            self._thread.release()
+
+    @contextmanager
+    def _of_process(self) -> Iterator[bool]:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+
+_turn = _Turn()
+
+
 class RedisDownError(ConnectionError):
-    """Redis is not configured, or did not answer."""
+    """Redis is not configured, or did not answer a moment ago."""
+
+    def __init__(self, error: str = "") -> None:
+        """Say what the class says, or how a try failed."""
+        super().__init__(error or type(self).__doc__)
 
 
 def configured() -> bool:
@@ -75,7 +131,7 @@ def connect(url: str, *, socket_timeout: float) -> redis.Redis:
 def call(action: Callable[[redis.Redis], T], *, popping: bool = False) -> T:
     """Return ``action(client)``; raise RedisDownError where Redis cannot be had.
 
-    While Redis is down only one call every two seconds tries again.
+    While Redis is down only one call every two seconds tries again, of all forked processes.
     """
     if not usable():
         raise RedisDownError
@@ -94,9 +150,13 @@ def call(action: Callable[[redis.Redis], T], *, popping: bool = False) -> T:
 
 def _probe() -> None:
     """Find out whether Redis takes writes again: one that is full or read-only still reads."""
-    _next_try.value = time.monotonic() + RETRY_AFTER_S  # the others wait for this try
-    _client(settings.REDIS_URL).set(PROBE_KEY, "1", px=1000)
-    _came_back()
+    with _turn.taken() as ours:
+        if not ours or not usable():
+            raise RedisDownError  # another one tries just now, or has just tried
+        if is_down():
+            _next_try.value = time.monotonic() + RETRY_AFTER_S
+            _client(settings.REDIS_URL).set(PROBE_KEY, "1", px=1000)
+            _came_back()
 
 
 def _is_refusal(error: redis.RedisError) -> bool:
@@ -114,12 +174,14 @@ def _log_refusal(error: redis.RedisError) -> None:
 
 def _went_down(error: redis.RedisError) -> None:
     _next_try.value = time.monotonic() + RETRY_AFTER_S
-    if not _down_since.value:
+    with _turn.taken() as ours:
+        if not ours or _down_since.value:
+            return  # another one says it
         _down_since.value = time.monotonic()
-        logger.warning(
-            "redis_down",
-            extra={"error": str(error), "effect": "locks, wake-ups and queue go by the database"},
-        )
+    logger.warning(
+        "redis_down",
+        extra={"error": str(error), "effect": "locks, wake-ups and queue go by the database"},
+    )
 
 
 def _came_back() -> None:

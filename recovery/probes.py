@@ -4,7 +4,6 @@ import hmac
 from collections.abc import Callable
 from typing import Any
 
-import redis
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
@@ -127,11 +126,8 @@ def _redis() -> str:
     if not link.configured():
         return "not configured"
     try:
-        with link.connect(
-            settings.REDIS_URL, socket_timeout=settings.REDIS_TIMEOUT_SEC
-        ) as client:  # fmt: skip
-            client.ping()
-    except redis.RedisError as error:
+        link.call(lambda client: client.ping())
+    except link.RedisDownError as error:
         return f"{DOWN}: {error}"
     return OK
 

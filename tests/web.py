@@ -23,15 +23,20 @@ class Web:
 
     def ask(self, path: str) -> tuple[int, str]:
         """Return status and body of ``path``; status 0: nobody listens."""
-        with closing(HTTPConnection("127.0.0.1", self.port, timeout=60)) as client:
-            try:
-                client.request("GET", path, headers={"Host": "somewhere.else"})
-                answer = client.getresponse()
-                return answer.status, answer.read().decode()
-            except ConnectionError:
-                return 0, ""
+        return ask(self.port, path)
 
     def ready(self) -> tuple[int, dict[str, Any]]:
         """Return status and facts of ``/readyz``."""
         status, body = self.ask("/readyz")
         return status, json.loads(body)
+
+
+def ask(port: int, path: str) -> tuple[int, str]:
+    """Return status and body of ``path`` on a port of the loopback; status 0: nobody listens."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as client:
+        try:
+            client.request("GET", path, headers={"Host": "somewhere.else"})
+            answer = client.getresponse()
+            return answer.status, answer.read().decode()
+        except ConnectionError:
+            return 0, ""

@@ -4,6 +4,7 @@ import pytest
 
 from tests import servers
 from tests.processes import Manage
+from tests.waiting import eventually
 from tests.web import Web
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -58,7 +59,7 @@ def test_web_server_reports_a_redis_that_is_frozen_and_killed_but_stays_ready(ma
             status, facts = web.ready()
             assert (status, facts["redis"].partition(":")[0]) == (200, "down")
             cache.resume() if outage == cache.pause else cache.start()
-            assert web.ready()[1]["redis"] == "ok"
+            eventually(lambda: web.ready()[1]["redis"] == "ok")
 
 
 def test_metrics_of_a_real_web_server_go_by_its_settings(manage, tmp_path):

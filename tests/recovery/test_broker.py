@@ -155,3 +155,28 @@ def test_copy_for_another_process_has_both_rungs(redis_up, broker):
     broker.enqueue("task")
     copy = pickle.loads(pickle.dumps(broker))
     assert tasks(copy) == ["task"]
+
+
+def test_status_of_a_cluster_is_in_redis_for_a_while_or_nowhere(redis_up, broker):
+    key = "django_q:recovery:cluster:1"
+    broker.set_stat(key, "status", 3)
+    assert 0 < client().ttl(key) <= 3
+    assert (broker.get_stat(key), broker.get_stats("django_q:recovery:cluster:*")) == (
+        "status",
+        ["status"],
+    )
+    assert broker.get_stat("django_q:recovery:cluster:2") is None
+    redis_up.kill()
+    broker.set_stat(key, "status", 3)
+    assert link.is_down()
+    assert (broker.get_stat(key), broker.get_stats("django_q:recovery:cluster:*")) == (None, [])
+
+
+def test_publishing_the_status_does_not_try_a_redis_that_is_down(redis_up, broker, monkeypatch):
+    redis_up.kill()
+    broker.set_stat("key", "status", 3)
+    monkeypatch.setattr(link, "RETRY_AFTER_S", 0.0)
+    redis_up.start()
+    broker.set_stat("key", "status", 3)
+    assert link.is_down()
+    assert client().get("key") is None
