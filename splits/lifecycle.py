@@ -53,8 +53,7 @@ def create_order(*, number: str, source_lot: Lot, lines: Sequence[NewLine]) -> S
         lot = Lot.objects.select_for_update().get(pk=source_lot.pk)
         if SplitOrder.objects.filter(number=number).exists():
             raise NumberTakenError(number)
-        if lot.status != LotStatus.AVAILABLE:
-            raise LotNotAvailableError(f"{lot.code} is {lot.status}")
+        _require_stocked(lot)
         live = SplitOrder.objects.filter(live_lot=lot).first()
         if live:
             raise LotBusyError(f"{lot.code} is held by {live.number}")
@@ -66,6 +65,15 @@ def create_order(*, number: str, source_lot: Lot, lines: Sequence[NewLine]) -> S
             for line in lines
         )
     return order
+
+
+def _require_stocked(lot: Lot) -> None:
+    """Refuse a lot that is used, or not yet published: its stock would be taken before it came."""
+    if lot.status != LotStatus.AVAILABLE:
+        raise LotNotAvailableError(f"{lot.code} is {lot.status}")
+    parent = lot.parent_order
+    if parent and not parent.steps.filter(name=StepName.POST_LEDGER).exists():
+        raise LotNotAvailableError(f"{lot.code} is made by {parent.number}, not in the ledger yet")
 
 
 def _insert(number: str, lot: Lot) -> SplitOrder:

@@ -148,7 +148,9 @@ def _recover(found: Found, request: Request) -> Recovery:
         order = _proven_free(found.order_id)
         if order is None:
             return Recovery(found.number, Result.HELD)
-        result = _decide(order, request)
+        # A later finalizer that hangs too is the next search's: this one saw another.
+        same = order.finalize_epoch == found.epoch
+        result = _decide(order, request) if same else Result.GONE
         if request.run:
             request.run.renew_lease()
     return Recovery(found.number, result)

@@ -68,6 +68,21 @@ def test_number_taken_since_it_was_looked_up_is_said_so():
         lifecycle._insert("SO-1", LotFactory())
 
 
+@pytest.mark.parametrize(("cut", "taken"), [("post_ledger", False), ("notify", True)])
+def test_child_lot_takes_no_order_before_it_is_published(settings, cut, taken):
+    """Its own entry would stand before the one that brings its stock, and hold that back."""
+    order = SplitOrderFactory()
+    settings.RECOVERY_FAULTPOINTS = f"finalize.before_step.{cut}=raise"
+    finalize(order.pk, author=AUTHOR)
+    settings.RECOVERY_FAULTPOINTS = ""
+    child = order.outputs.first()
+    if taken:
+        assert SplitOrderFactory(source_lot=child).live_lot == child
+        return
+    with pytest.raises(LotNotAvailableError, match=f"{order.number}, not in the ledger yet"):
+        SplitOrderFactory(source_lot=child)
+
+
 def test_consumed_lot_takes_no_order():
     order = SplitOrderFactory(at=OrderStatus.FINALIZED)
     with pytest.raises(LotNotAvailableError, match="consumed"):

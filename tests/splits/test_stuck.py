@@ -62,6 +62,16 @@ def test_all_stuck_orders_are_found_in_batches(monkeypatch):
     assert [found.number for found in stuck.find(request())] == numbers
 
 
+def test_order_that_hangs_again_since_it_was_found_is_left_to_the_next_search():
+    order = hang(SplitOrderFactory())
+    (found,) = stuck.find(request())
+    assert stuck.recover(found, request()).result is Result.RECOVERED
+    hang(order)
+    assert stuck.recover(found, request()).result is Result.GONE
+    order.refresh_from_db()
+    assert (order.finalize_epoch, order.recovery_count) == (3, 1)
+
+
 def test_reset_makes_the_order_due_again_with_proof_in_the_audit_record():
     order = hang(SplitOrderFactory())
     progress_at = order.finalize_progress_at
