@@ -44,11 +44,18 @@ _next_try = RawValue("d", 0.0)
 _refused_at = RawValue("d", 0.0)
 
 
+def _file_in_memory() -> int:
+    """Return the descriptor of a file without a name: a container may have no writable folder."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("redis-turn")
+    return os.dup(tempfile.TemporaryFile().fileno())
+
+
 class _Turn:
     """Held by one thread of one process of the family; what a killed process held is free."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
+        self._file = _file_in_memory()  # open as long as the process lives
         self._forked()
         os.register_at_fork(after_in_child=self._forked)
 
