@@ -27,8 +27,14 @@ class LotQuerySet(models.QuerySet["Lot"]):
         return self.filter(status=LotStatus.AVAILABLE)
 
     def locked(self) -> Self:
-        """Return the lots with their rows locked in id order, as everywhere."""
-        return self.order_by("id").select_for_update()
+        """Return the lots with their rows, and no others, locked in id order, as everywhere.
+
+        A locking read waits for each row it scans, and a small table is scanned whatever its
+        indexes: it would wait for the lots of an order whose finalizer hangs. So they are found
+        by a plain read.
+        """
+        found = list(self.order_by().values_list("pk", flat=True))
+        return self.filter(pk__in=found).order_by("id").select_for_update()
 
     def consume(self) -> int:
         """Consume available lots; return how many."""

@@ -12,7 +12,7 @@ from recovery.clock import db_now, seconds_from_now
 from recovery.leases import LeaseLostError
 from recovery.models import AuditRecord
 from splits import finalize as module
-from splits import stuck
+from splits import lifecycle, stuck
 from splits.errors import FencedError
 from splits.finalize import Ending, claim, finalize
 from splits.models import FinalizeStep, OrderStatus, SplitOrder, StepName
@@ -357,6 +357,7 @@ def test_operators_interrupt_gives_the_order_back(monkeypatch):
     assert SplitOrder.objects.due().get() == order
 
 
+@pytest.mark.sqlite  # on MariaDB all at once: tests/faults/test_every_fault_point.py
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_killed_finalizer_is_recovered_and_finalized_once(boundary):
     order = SplitOrderFactory()
@@ -448,3 +449,24 @@ def test_finalizer_from_before_a_restore_leaves_the_next_claim_of_its_epoch_alon
     assert_untouched(order)
     assert module._pursue(fresh).ending is Ending.FINALIZED
     assert_finalized_once(order)
+
+
+@pytest.fixture
+def lot_held(second_connection):
+    """Hold the lot of another order, as a finalizer that hangs would; waiting costs a second."""
+    other = SplitOrderFactory()
+    with second_connection.cursor() as cursor, connection.cursor() as own:
+        cursor.execute("START TRANSACTION")
+        cursor.execute("SELECT 1 FROM splits_lot WHERE id = %s FOR UPDATE", [other.source_lot_id])
+        own.execute("SET innodb_lock_wait_timeout = 1")
+        yield
+        own.execute("SET innodb_lock_wait_timeout = 10")
+        cursor.execute("ROLLBACK")
+
+
+@pytest.mark.mariadb
+def test_neither_finalizing_nor_reversing_waits_for_the_lot_of_another_order(lot_held):
+    order = SplitOrderFactory()
+    assert finalize(order.pk, author=AUTHOR).ending is Ending.FINALIZED
+    assert lifecycle.reverse(order.pk, author=AUTHOR)
+    assert_finalized_once(SplitOrderFactory(source_lot=order.source_lot, at=OrderStatus.FINALIZED))
