@@ -224,7 +224,13 @@ def _posted(work: _Work) -> Result:
             if made >= missing.keys:
                 raise
             made |= missing.keys
-            with_retries(partial(rows.make_accounts, missing.keys))
+            with_retries(partial(_make_accounts, work.policy, missing.keys))
+
+
+def _make_accounts(policy: Policy, keys: Set[AccountKey]) -> None:
+    with transaction.atomic():
+        rows.make_accounts(keys)
+        policy.seal()
 
 
 def _committed(work: _Work) -> Result:

@@ -218,7 +218,7 @@ def posted_hashes(event_keys: Sequence[str]) -> dict[str, str]:
 
 
 def make_accounts(keys: Collection[AccountKey]) -> None:
-    """Make accounts that are missing, in a short transaction of its own.
+    """Make accounts that are missing, in the caller's short transaction.
 
     ``external:…`` accounts may go below zero, all others may not.
     """
