@@ -58,6 +58,17 @@ class Started:
         assert self.process.poll() is None, self.printed()
         return _stat(self.pid)[0] == "T"
 
+    def has_ended(self) -> bool:
+        """Tell whether the process has ended."""
+        return self.process.poll() is not None
+
+    def local_ports(self) -> set[int]:
+        """Return the ports of its side of the connections it has open."""
+        files = {path.readlink().name for path in Path(f"/proc/{self.pid}/fd").iterdir()}
+        lines = Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()[1:]
+        sockets = {f"socket:[{columns[9]}]": columns[1] for columns in map(str.split, lines)}
+        return {int(sockets[it].rpartition(":")[2], 16) for it in files & sockets.keys()}
+
     def signal(self, signum: int) -> None:
         """Send a signal to the process alone."""
         os.kill(self.pid, signum)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from ledger.models import Account, OutboxEntry, Posting, Transaction
-from recovery.models import AuditRecord, JobRun, RunStatus
-from splits.models import FinalizeStep, Lot, LotStatus, OrderStatus, SplitLine, SplitOrder, StepName
+from recovery.models import JobRun, RunStatus
+from splits.models import FinalizeStep, Lot, LotStatus, OrderStatus, SplitOrder, StepName
 from tests.processes import Manage
+from tests.splits.state import contents
 
 PLANS = Path(__file__).parent.parent / "data" / "cut_plans.csv"
 ORDERS = 1_557
@@ -99,13 +100,7 @@ def _child_lots_equal_lines(rows: list[dict[str, str]]) -> None:
 
 
 def _importing_again_changes_nothing(manage: Manage) -> None:
-    before = _contents()
+    before = contents()
     again = manage("import_splits", str(PLANS), "--finalize", "--json").json()
     assert again == {"imported": 0, "skipped": ORDERS, "errors": []}
-    assert _contents() == before
-
-
-def _contents() -> list[list[Any]]:
-    models = (Lot, SplitOrder, SplitLine, FinalizeStep, OutboxEntry, Account, Transaction, Posting)
-    rows = [list(model.objects.order_by("pk").values_list()) for model in models]
-    return [*rows, list(AuditRecord.objects.order_by("pk").values_list())]
+    assert contents() == before

@@ -146,7 +146,7 @@ def test_worker_whose_parent_was_killed_ends_its_batch_and_then_itself(redis_up,
     assert_let_go(JOB, "ok")
 
 
-def test_parent_and_sentinel_killed_at_once_leave_nobody_at_work(rung, cluster):
+def test_parent_and_sentinel_killed_at_once_leave_nobody_at_work(redis_up, cluster):
     running_cluster = cluster(RECOVERY_FAULTPOINTS="outbox.before_commit=sleep:60@1", **QUICK)
     entry = publish_one()
     run = eventually(running)

@@ -1,7 +1,37 @@
 """The whole final state of an order, asserted at once."""
 
-from ledger.models import OutboxEntry
-from splits.models import Lot, LotStatus, OrderStatus, SplitOrder, StepName
+from typing import Any
+
+from ledger.models import Account, OutboxEntry, Posting, Transaction
+from recovery.models import AuditRecord
+from splits.models import (
+    FinalizeStep,
+    Lot,
+    LotStatus,
+    OrderStatus,
+    SplitLine,
+    SplitOrder,
+    StepName,
+)
+
+TABLES = (
+    Lot,
+    SplitOrder,
+    SplitLine,
+    FinalizeStep,
+    OutboxEntry,
+    Account,
+    Transaction,
+    Posting,
+    AuditRecord,
+)
+
+
+def contents() -> dict[str, list[Any]]:
+    """Return all rows of orders, lots, ledger and audit, to be compared with later ones."""
+    return {
+        table.__name__: list(table._default_manager.order_by("pk").values()) for table in TABLES
+    }
 
 
 def assert_finalized_once(order: SplitOrder) -> None:

@@ -1,6 +1,5 @@
 """Stuck finalizations: found by age, proven free, reset once, quarantined when it goes on."""
 
-import signal
 import threading
 from datetime import timedelta
 
@@ -12,12 +11,9 @@ from recovery.clock import db_now
 from recovery.leases import LeaseLostError
 from recovery.models import AuditRecord, Job, JobRun
 from splits import holders, stuck
-from splits.finalize import Ending, finalize
 from splits.models import OrderStatus, SplitOrder, StuckSighting
 from splits.stuck import Recovery, Request, Result
 from tests.factories import AUTHOR, SplitOrderFactory, hang
-from tests.splits.processes import is_stopped, manage, wait_until
-from tests.splits.state import assert_finalized_once
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -370,27 +366,6 @@ def test_holder_is_unknown_without_the_privilege_and_the_hint_says_which(holding
     holder = holders.find_holder(order.pk)
     assert holder.connection_id is None
     assert "GRANT PROCESS" in holder.hint
-
-
-@pytest.mark.mariadb
-def test_finalizer_stopped_in_its_transaction_holds_the_order_until_it_is_killed():
-    order = SplitOrderFactory()
-    process = manage(
-        "finalize", order.number, RECOVERY_FAULTPOINTS="finalize.in_step.create_outputs=stop"
-    )
-    try:
-        wait_until(lambda: is_stopped(process))
-        wanted = request(threshold_s=0)
-        (found,) = stuck.find(wanted)
-        (recovery,) = stuck.recover_all([found], wanted)
-        assert recovery.result is Result.HELD
-        assert recovery.holder.connection_id
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    wait_until(lambda: stuck.recover(found, wanted).result is Result.RECOVERED)
-    assert finalize(order.pk, author=AUTHOR).ending is Ending.FINALIZED
-    assert_finalized_once(order)
 
 
 def test_two_recoverers_at_once_reset_once():
