@@ -263,8 +263,9 @@ STOPS = (
     Fault("SIGSTOP of one process", "stopped", _stop_process, 4),
     Fault("SIGSTOP of a whole cluster", "stopped", _stop_cluster),
 )
+RESTARTS = (Fault("MariaDB killed and started again", "database", _kill_database),)
 DATABASE = (
-    Fault("MariaDB killed and started again", "database", _kill_database),
+    *RESTARTS,
     Fault("MariaDB frozen", "database", _pause_database),
     Fault("MariaDB read-only", "database", _read_only),
     Fault("every connection killed by the server", "database", _kill_connections),

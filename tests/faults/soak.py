@@ -19,7 +19,7 @@ import django
 
 from tests.faults.chaos import ALL, Chaos, Fault
 from tests.faults.checker import connect, violations
-from tests.faults.installation import Importer, Installation, installed, plan_rows
+from tests.faults.installation import Importer, installed, plan_rows
 from tests.splits.endpoint import Endpoint
 
 ORDERS_A_PART = 40
@@ -39,6 +39,8 @@ class Report:
     gave_up: int
     recoveries: int
     deaths: int
+    charged: int
+    """Entries that an attempt was charged to."""
     problems: list[str]
 
     def text(self) -> str:
@@ -50,7 +52,7 @@ class Report:
                 f" in {self.wall_s:.0f} s, settled {self.settled_s:.0f} s after the last one",
                 *faults,
                 f"  {self.imports} imports begun, {self.deaths} runs died,"
-                f" {self.recoveries} finalizations recovered,"
+                f" {self.recoveries} finalizations recovered, {self.charged} entries charged,"
                 f" {self.gave_up} clusters started again",
                 *(f"WRONG: {problem}" for problem in self.problems),
                 "everything agrees" if not self.problems else "",
@@ -77,6 +79,7 @@ def soak(
         with closing(connect(installation.database.url)) as link:
             problems = violations(link, rows)
         problems += _unlike_what_was_told(installation.endpoint, rows)
+        ask = installation.count
         return Report(
             seed=seed,
             orders=orders,
@@ -85,14 +88,13 @@ def soak(
             injected=chaos.injected,
             imports=importer.tries,
             gave_up=installation.gave_up,
-            recoveries=_one(installation, "SELECT SUM(recovery_count) FROM splits_splitorder"),
-            deaths=_one(installation, "SELECT COUNT(*) FROM recovery_jobrun WHERE status = 'died'"),
+            recoveries=ask("SELECT SUM(recovery_count) FROM splits_splitorder"),
+            deaths=ask("SELECT COUNT(*) FROM recovery_jobrun WHERE status = 'died'"),
+            charged=installation.count(
+                "SELECT COUNT(*) FROM ledger_outboxentry WHERE attempts > 0"
+            ),
             problems=problems,
         )
-
-
-def _one(installation: Installation, sql: str) -> int:
-    return installation.count(sql)
 
 
 def _parts(rows: Sequence[dict[str, str]]) -> list[list[dict[str, str]]]:

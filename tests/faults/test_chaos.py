@@ -1,20 +1,30 @@
-"""400 orders, two clusters, thirty seconds of random kills: nothing lost, nothing twice."""
+"""Hundreds of orders, two clusters and faults drawn from a seed: nothing lost, nothing twice."""
 
 import os
 import random
 
 import pytest
 
-from tests.faults.chaos import KILLS
+from tests.faults.chaos import KILLS, RESTARTS
 from tests.faults.soak import soak
 
 pytestmark = [pytest.mark.mariadb, pytest.mark.timeout(1_200)]
 
 
-def test_orders_under_random_kills_are_each_finalized_and_posted_once(db, capsys):
+def raged(capsys, **what):
     seed = int(os.environ.get("CHAOS_SEED") or random.randrange(10**6))
-    report = soak(seed=seed, orders=400, seconds=30, clusters=2, faults=KILLS)
+    report = soak(seed=seed, clusters=2, **what)
     with capsys.disabled():
         print(f"\n{report.text()}")  # noqa: T201 - the seed, to try it again with CHAOS_SEED
     assert not report.problems, report.text()
-    assert report.injected.total() > 20
+    return report
+
+
+def test_orders_under_random_kills_are_each_finalized_and_posted_once(db, capsys):
+    assert raged(capsys, orders=400, seconds=30, faults=KILLS).injected.total() > 20
+
+
+def test_database_restarted_every_few_seconds_for_a_minute_loses_and_charges_nothing(db, capsys):
+    report = raged(capsys, orders=200, seconds=60, faults=RESTARTS)
+    assert report.injected.total() > 5
+    assert (report.charged, report.recoveries) == (0, 0)
