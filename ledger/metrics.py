@@ -53,11 +53,11 @@ def count(result: Result) -> None:
     POSTED.inc(len(result.posted) + len(result.duplicates))
     for refusal in result.failures.values():
         FAILURES.labels(refusal.code.value).inc()
-    LATENCY.observe_many(_ages_s(entry.created_at for entry in result.posted))
+    if result.at:
+        LATENCY.observe_many(_ages_s(result.at, (entry.created_at for entry in result.posted)))
 
 
-def _ages_s(moments: Iterable[datetime | str]) -> Iterator[float]:
-    now = datetime.now(UTC)  # noqa: TID251 - a duration for a histogram, nothing is decided by it
+def _ages_s(now: datetime, moments: Iterable[datetime | str]) -> Iterator[float]:
     for moment in moments:
         made = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
         yield max(0.0, (now - made.replace(tzinfo=UTC)).total_seconds())

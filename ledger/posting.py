@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -54,6 +54,8 @@ class Policy:
 class Result:
     """What a batch did, as counts of entries."""
 
+    at: datetime | None = None
+    """When, by the database's clock: the latest, where it did several parts."""
     claimed: int = 0
     posted: list[rows.Claimed] = field(default_factory=list)
     duplicates: list[rows.Claimed] = field(default_factory=list)
@@ -79,6 +81,7 @@ class Result:
 
     def add(self, other: "Result") -> None:
         """Take in what another part of the batch did."""
+        self.at = other.at or self.at
         self.claimed += other.claimed
         self.posted += other.posted
         self.duplicates += other.duplicates
@@ -264,7 +267,7 @@ class _Batch:
         self.work = work
         self.policy = work.policy
         self.now = db_now()
-        self.result = Result()
+        self.result = Result(self.now)
         self.movements: dict[int, Movement] = {}
         self.refusals: dict[int, RefusedError] = dict(work.guilty)
         self.postponed: set[int] = set()

@@ -95,7 +95,10 @@ def _mend_one(job: registry.Job) -> None:
             row.next_run = next_slot(cron_of(job.period_s), db_now())
         for field, value in _wanted(job).items():
             setattr(row, field, value)
-        row.save()
+        if rows:
+            row.save()
+        else:
+            Schedule.objects.bulk_create([row])  # save() would ask the host's clock for the tick
         Schedule.objects.filter(pk__in=[extra.pk for extra in rows[1:]]).delete()
     logger.info("schedule_mended", extra={"job": job.name, "cron": row.cron, "rows": len(rows)})
 
@@ -132,11 +135,11 @@ class Ticker:
 
 def db_now_if_in_step() -> datetime | None:
     """Return the database's time, or None if this host's clock is more than a second off it."""
-    before = time.time()
+    host, begun = time.time(), time.monotonic()
     now = db_now()
-    after = time.time()
-    in_step = before - MAX_SKEW_S <= now.timestamp() <= after + MAX_SKEW_S
-    return now if in_step else None
+    took_s = time.monotonic() - begun  # a clock that jumps meanwhile must not stretch it
+    ahead_s = now.timestamp() - host
+    return now if -MAX_SKEW_S <= ahead_s <= took_s + MAX_SKEW_S else None
 
 
 def pull_back(now: datetime, ticks: Iterable[Tick]) -> None:

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from unittest import mock
@@ -32,6 +32,7 @@ from tests.recovery.engine import expire
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(TIMEOUT_S)]
 
 LATER_S = 100_000
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 STOCKS = ("stock:A", "stock:B")
 AGGREGATES = ("lot:1", "lot:2", "lot:3")
 FLAWS: dict[str, dict[str, Any]] = {
@@ -256,7 +257,7 @@ class EntryMachine(RuleBasedStateMachine):
     @rule()
     def time_passes(self) -> None:
         """What waits for its time is due, in the order of the ids."""
-        OutboxEntry.objects.pending().update(next_attempt_at=db_now() - timedelta(days=1))
+        OutboxEntry.objects.pending().update(next_attempt_at=LONG_AGO)
         self.ledger.time_passes()
 
     @rule(data=draws)
@@ -266,7 +267,7 @@ class EntryMachine(RuleBasedStateMachine):
         entry = self.pick(data, tried)
         if entry is not None:
             this = OutboxEntry.objects.filter(event_key=entry.key)
-            this.update(next_attempt_at=db_now() - timedelta(days=1))
+            this.update(next_attempt_at=LONG_AGO)
             entry.due = 0
 
     @invariant()

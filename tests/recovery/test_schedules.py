@@ -277,6 +277,14 @@ def test_host_whose_clock_is_off_leaves_the_tick_and_says_it_once(
     assert pushes.tasks
 
 
+def test_host_whose_clock_is_put_right_while_it_is_compared_leaves_the_tick(monkeypatch):
+    right = time.time
+    readings = iter([right() - 7_200])
+    monkeypatch.setattr(schedules.time, "time", lambda: next(readings, right()))
+    assert schedules.db_now_if_in_step() is None
+    assert schedules.db_now_if_in_step()
+
+
 @pytest.mark.parametrize("off_s", [-0.8, 0.8])
 def test_host_within_a_second_ticks(pushes, monkeypatch, off_s):
     mend()
