@@ -251,9 +251,9 @@ def _as_root() -> list[str]:
 
 
 @contextmanager
-def mariadb() -> Iterator[MariaDB]:
-    """Run a private MariaDB server."""
-    with _folder("mariadb") as folder:
+def mariadb(place: Path | None = None) -> Iterator[MariaDB]:
+    """Run a private MariaDB server, with its folder in ``place`` where one is given."""
+    with _folder("mariadb", place) as folder:
         server = MariaDB(folder, free_port())
         server.install()
         with _running(server):
@@ -269,8 +269,10 @@ def redis() -> Iterator[Redis]:
 
 
 @contextmanager
-def _folder(kind: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix=f"tests-{kind}-", ignore_cleanup_errors=True) as path:
+def _folder(kind: str, place: Path | None = None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(
+        prefix=f"tests-{kind}-", dir=place, ignore_cleanup_errors=True
+    ) as path:
         yield Path(path)
 
 

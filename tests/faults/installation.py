@@ -132,10 +132,10 @@ class Installation:
 
 
 @contextmanager
-def installed(**environment: str) -> Iterator[Installation]:
+def installed(database_place: Path | None = None, **environment: str) -> Iterator[Installation]:
     """Run servers and an endpoint with an empty, migrated database; no cluster yet."""
     with ExitStack() as stack:
-        database = stack.enter_context(servers.mariadb())
+        database = stack.enter_context(servers.mariadb(database_place))
         cache = stack.enter_context(servers.redis())
         to_database = stack.enter_context(Proxy(database.port))
         to_cache = stack.enter_context(Proxy(cache.port))
