@@ -43,57 +43,64 @@ def deaths(job):
     return JobRun.objects.filter(job_id=job, status__in=["died", "running"]).count()
 
 
-def test_order_that_kills_its_workers_is_quarantined_and_the_others_are_finalized(cluster):
+def test_killers_among_orders_and_entries_are_put_away_and_the_others_are_worked(cluster):
+    """One order and two entries, all at once, among thirty and three hundred good ones."""
     put("in", into("OAK", "1000"))
     drain()
     killer = SplitOrderFactory(number=f"{deadly.PREFIX}1")
     healthy = [SplitOrderFactory() for _ in range(30)]
-    running = cluster(**QUICK, DJANGO_SETTINGS_MODULE="tests.faults.deadly")
+    store((f"good-{n}", f"lot:{n % 60}", into("ASH", "1")) for n in range(150))
+    bad = [put(f"bad-{n}", into("ASH", "100"), aggregate=f"lot:B{n}") for n in range(2)]
+    followers = [put(f"late-{n}", into("ASH", "100"), aggregate=f"lot:B{n}") for n in range(2)]
+    store((f"more-{n}", f"lot:{n % 60}", into("ASH", "1")) for n in range(150))
+    running = cluster(
+        **QUICK,
+        DJANGO_SETTINGS_MODULE="tests.faults.deadly",
+        RECOVERY_FAULTPOINTS="outbox.entry:bad=crash",
+    )
     this = SplitOrder.objects.filter(pk=killer.pk)
     eventually(lambda: this.filter(status="quarantined").exists())
     assert not SplitOrder.objects.exclude(pk=killer.pk).exclude(status="finalized").exists()
-    eventually(lambda: not OutboxEntry.objects.exclude(status="posted").exists())
+    eventually(lambda: OutboxEntry.objects.filter(status="dead").count() == 2)
+    eventually(lambda: OutboxEntry.objects.filter(status="posted").count() == 1 + 300 + 30)
     log = running.stop().stderr
-    limit = settings.JOB_STUCK_ALERT_THRESHOLD + 1
-    killer.refresh_from_db()
-    assert (killer.recovery_count, killer.finalize_attempts) == (limit, limit)
-    assert StuckSighting.objects.filter(order_ref=killer.pk).count() == limit
-    assert deaths("finalizeRetryWorker") == limit
-    records = list(AuditRecord.objects.order_by("id").values_list("action", "target_id"))
-    reset = ("split-order-finalize-stuck-recovered", killer.number)
-    assert records == [reset] * (limit - 1) + [("split-order-quarantined", killer.number)]
-    assert log.count('"split_order_quarantined"') == 1
-    assert_stopped_before_its_deadly_step(killer)
+    assert_quarantined(killer, log)
+    assert_dead(bad, followers)
     for order in healthy:
         assert_finalized_once(order)
         assert (order.finalize_attempts, order.recovery_count) == (1, 0)
     assert_books_balance()
     assert Account.objects.get(code="stock:OAK").balance == 1_000 - 10 * len(healthy)
+    assert Account.objects.get(code="stock:ASH").balance == 300
 
 
-def assert_stopped_before_its_deadly_step(order):
+def assert_quarantined(order, log):
+    """Assert that the order was reset as often as allowed, then put away, all on the record."""
+    limit = settings.JOB_STUCK_ALERT_THRESHOLD + 1
+    order.refresh_from_db()
+    assert (order.recovery_count, order.finalize_attempts) == (limit, limit)
+    assert StuckSighting.objects.filter(order_ref=order.pk).count() == limit
+    assert deaths("finalizeRetryWorker") == limit
+    records = AuditRecord.objects.filter(target_type="split-order").order_by("id")
+    reset = ("split-order-finalize-stuck-recovered", order.number)
+    assert list(records.values_list("action", "target_id")) == [
+        *[reset] * (limit - 1),
+        ("split-order-quarantined", order.number),
+    ]
+    assert log.count('"split_order_quarantined"') == 1
     assert [step.name for step in order.steps.all()] == ["validate", "consume_source"]
     assert not order.outputs.exists()
     assert not OutboxEntry.objects.filter(event_key=order.event_key).exists()
 
 
-def test_two_entries_that_kill_their_workers_end_dead_and_the_others_are_posted(cluster):
-    store((f"good-{n}", f"lot:{n % 60}", into("OAK", "1")) for n in range(150))
-    first, second = (put(f"bad-{n}", into("OAK", "100"), aggregate=f"lot:B{n}") for n in range(2))
-    followers = [put(f"late-{n}", into("OAK", "100"), aggregate=f"lot:B{n}") for n in range(2)]
-    store((f"more-{n}", f"lot:{n % 60}", into("OAK", "1")) for n in range(150))
-    running = cluster(**QUICK, RECOVERY_FAULTPOINTS="outbox.entry:bad=crash")
-    eventually(lambda: OutboxEntry.objects.filter(status="dead").count() == 2)
-    eventually(lambda: OutboxEntry.objects.filter(status="posted").count() == 300)
-    running.stop()
-    for killer in (first, second):
-        killer.refresh_from_db()
-        assert (killer.status, killer.attempts, killer.last_error_code) == ("dead", 2, "unexpected")
+def assert_dead(entries, followers):
+    """Assert that the entries used up their attempts and those behind them none."""
+    for entry in entries:
+        entry.refresh_from_db()
+        assert (entry.status, entry.attempts, entry.last_error_code) == ("dead", 2, "unexpected")
     for follower in followers:
         follower.refresh_from_db()
         assert (follower.status, follower.attempts) == ("pending", 0)
     # Two until care is taken, then one an attempt of each.
-    assert deaths(JOB) == 2 + 2 * 2
-    assert AuditRecord.objects.filter(action="outbox-entry-dead").count() == 2
-    assert_books_balance()
-    assert Account.objects.get(code="stock:OAK").balance == 300
+    assert deaths(JOB) == 2 + 2 * len(entries)
+    assert AuditRecord.objects.filter(action="outbox-entry-dead").count() == len(entries)

@@ -82,7 +82,7 @@ def held(order):
     return recovery.holder
 
 
-@pytest.mark.parametrize("statement", [LOCK, UPDATE, SHARED, CHILD])
+@pytest.mark.parametrize("statement", [UPDATE, SHARED, CHILD])
 def test_idle_client_with_any_lock_on_the_row_is_named(foreign, statement):
     order = hang(SplitOrderFactory())
     client = foreign((statement, [order.pk]))
