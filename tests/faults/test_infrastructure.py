@@ -37,7 +37,7 @@ from tests.waiting import eventually
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.mariadb]
 
 FINALIZE_JOB = "finalizeRetryWorker"
-STORM_S = 1.5
+STORM_S = 2.0
 SPELL_S = 0.15
 
 
@@ -130,7 +130,7 @@ def rows_held():
         cursor.execute("BEGIN")
         cursor.execute("SELECT 1 FROM ledger_account FOR UPDATE")
         cursor.execute("SELECT 1 FROM splits_lot ORDER BY id DESC LIMIT 1 FOR UPDATE")
-        time.sleep(1.2)
+        time.sleep(2.2)
         cursor.execute("ROLLBACK")
         yield
 
