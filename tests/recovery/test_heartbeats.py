@@ -9,7 +9,7 @@ import pytest
 from recovery import leases, runner
 from recovery.clock import db_now
 from recovery.registry import Batch
-from tests.recovery.engine import NAME, client, expire, register, row
+from tests.recovery.engine import NAME, client, expire, in_thread, register, row
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -56,6 +56,31 @@ def test_heartbeat_follows_every_batch(redis_up, monkeypatch):
     runner.run_job(NAME)
     assert len(durations) == 3
     assert -1 not in durations
+
+
+def test_run_that_lost_its_lease_leaves_the_heartbeat_of_the_next(redis_up, monkeypatch):
+    others = []
+
+    def work(run):
+        if run.lease.fence > 1 or others:
+            return Batch()
+        expire()
+        in_thread(lambda: runner.run_job(NAME))
+        others.append(beat())
+        return Batch(more=True)  # and a beat
+
+    register(monkeypatch, work)
+    runner.run_job(NAME)
+    assert beat() == others[0]
+    assert (beat()["fence"], beat()["status"]) == (2, "ok")
+
+
+@pytest.mark.parametrize("text", ["no JSON", "5", '"text"', "{}", '{"fence": null}'])
+def test_what_else_stands_under_the_key_is_overwritten(redis_up, monkeypatch, text):
+    register(monkeypatch)
+    client().set(KEY, text)
+    runner.run_job(NAME)
+    assert set(beat()) == FIELDS
 
 
 def test_columns_hold_the_same_facts(redis_up, monkeypatch):
