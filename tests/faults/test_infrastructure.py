@@ -4,9 +4,10 @@ import threading
 import time
 from contextlib import closing, contextmanager, suppress
 
+import dj_database_url
 import MySQLdb
 import pytest
-from django.db import DatabaseError, InterfaceError, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
 
 from ledger import poison
 from ledger.models import Account, OutboxEntry
@@ -280,6 +281,37 @@ def test_jobs_weather_it_and_nobody_is_charged(name, caplog, impatient):
     storm.result()
     work.assert_done_and_nobody_blamed(caplog)
     assert code in work.met(caplog), work.met(caplog)
+
+
+@contextmanager
+def logged_in_at(url):
+    """Let the jobs log in as the user of ``url``."""
+    config, user = connection.settings_dict, dj_database_url.parse(url)
+    before = {key: config[key] for key in ("USER", "PASSWORD")}
+    connection.close()
+    config |= {key: user[key] for key in before}
+    try:
+        yield
+    finally:
+        config |= before
+        connection.close()
+
+
+def can_connect():
+    with suppress(OperationalError):
+        connection.ensure_connection()
+        return True
+    return False
+
+
+def test_user_with_no_connection_left_charges_nobody(caplog):
+    work = Work()
+    with admin.login("WITH MAX_USER_CONNECTIONS 1") as url, logged_in_at(url):
+        with closing(as_the_jobs_do()):
+            work.run()
+        eventually(can_connect)
+        work.assert_done_and_nobody_blamed(caplog)
+    assert 1226 in work.met(caplog)
 
 
 def test_server_that_takes_less_at_once_than_before_charges_nobody(caplog, settings):

@@ -388,3 +388,23 @@ def test_two_recoverers_at_once_reset_once():
         thread.join()
     assert results.count(Result.RECOVERED) == 1
     assert SplitOrder.objects.get().recovery_count == 1
+
+
+@pytest.mark.sqlite
+def test_order_behind_another_writer_is_held_though_nothing_can_be_noted(
+    second_connection, monkeypatch, caplog
+):
+    order = hang(SplitOrderFactory())
+    caplog.set_level("INFO", "splits.stuck")
+    wanted = request()
+    with monkeypatch.context() as impatient, second_connection.cursor() as other:
+        impatient.setitem(connection.settings_dict["OPTIONS"], "timeout", 0.01)
+        connection.close()
+        other.execute("BEGIN IMMEDIATE")
+        (recovery,) = stuck.recover_all(stuck.find(wanted), wanted)
+        other.execute("ROLLBACK")
+        connection.close()
+    assert recovery.result is Result.HELD
+    assert "one write lock" in recovery.holder.hint
+    assert "sighting_not_noted" in caplog.text
+    assert recover(order).result is Result.RECOVERED
