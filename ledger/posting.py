@@ -1,6 +1,7 @@
 """Post due outbox entries: a transaction a batch, refusals known before anything is written."""
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -55,7 +56,7 @@ class Result:
     """What a batch did, as counts of entries."""
 
     at: datetime | None = None
-    """When, by the database's clock: the latest, where it did several parts."""
+    """When it was committed, by the database's clock: the latest, where it did several parts."""
     claimed: int = 0
     posted: list[rows.Claimed] = field(default_factory=list)
     duplicates: list[rows.Claimed] = field(default_factory=list)
@@ -238,11 +239,14 @@ def _make_accounts(policy: Policy, keys: Set[AccountKey]) -> None:
 
 def _committed(work: _Work) -> Result:
     """Post a batch in one transaction."""
+    begun = time.monotonic()
     with transaction.atomic():
         result = _Batch(work).post()
         faultpoint("outbox.before_commit")
         if result.claimed:
             work.policy.seal()
+    if result.at:
+        result.at += timedelta(seconds=time.monotonic() - begun)
     return result
 
 

@@ -23,11 +23,20 @@ return 1
 
 
 def beat(
-    job: Job, *, at: datetime, run_id: UUID, status: str, duration_s: float, fence: int
+    job: Job,
+    *,
+    at: datetime,
+    run_id: UUID,
+    status: str,
+    duration_s: float,
+    fence: int,
+    first: bool = False,
 ) -> None:
     """Write the heartbeat in Redis where there is one; it expires after ten periods or 10 min.
 
-    A run that has lost its lease leaves the heartbeat of a later one as it is.
+    A run that has lost its lease leaves the heartbeat of a later one as it is. The ``first`` of a
+    run is written whatever is there: who has just taken the lease has the highest fence, unless
+    Redis remembers another database's.
     """
     if not link.usable():
         return
@@ -46,6 +55,9 @@ def beat(
     key = HEARTBEAT_KEY.format(name=job.name)
     expiry_s = max(PERIODS * job.period_s, MIN_EXPIRY_S)
     try:
-        link.call(lambda client: client.eval(BEAT, 1, key, beat_json, str(fence), str(expiry_s)))
+        if first:
+            link.call(lambda client: client.set(key, beat_json, ex=expiry_s))
+        else:
+            link.call(lambda it: it.eval(BEAT, 1, key, beat_json, str(fence), str(expiry_s)))
     except link.RedisDownError:
         return

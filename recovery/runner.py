@@ -65,7 +65,7 @@ class Run:
         self.lease.extend()
         self.beat(RunStatus.RUNNING)
 
-    def beat(self, status: str) -> None:
+    def beat(self, status: str, *, first: bool = False) -> None:
         """Write the heartbeat in Redis; the row has it already."""
         heartbeats.beat(
             self.job,
@@ -74,6 +74,7 @@ class Run:
             status=status,
             duration_s=self.duration_s,
             fence=self.lease.fence,
+            first=first,
         )
 
 
@@ -141,8 +142,8 @@ def _skipped(job: registry.Job, reason: str, detail: str) -> Outcome:
 def _guarded(run: Run) -> Outcome:
     status, error, more = RunStatus.OK, "", False
     try:
+        run.beat(RunStatus.RUNNING, first=True)
         faultpoint("lease.acquired")
-        run.beat(RunStatus.RUNNING)
         leftovers.settle()
         more = _work(run)
     except leases.LeaseLostError as lost:

@@ -75,6 +75,13 @@ def test_run_that_lost_its_lease_leaves_the_heartbeat_of_the_next(redis_up, monk
     assert (beat()["fence"], beat()["status"]) == (2, "ok")
 
 
+def test_heartbeat_that_redis_kept_of_another_database_is_overwritten(redis_up, monkeypatch):
+    register(monkeypatch, lambda run: Batch(more=not run.counts, counts={"done": 1}))
+    client().set(KEY, json.dumps({"fence": 10**6}))
+    runner.run_job(NAME)
+    assert (beat()["fence"], beat()["status"]) == (1, "ok")
+
+
 @pytest.mark.parametrize("text", ["no JSON", "5", '"text"', "{}", '{"fence": null}'])
 def test_what_else_stands_under_the_key_is_overwritten(redis_up, monkeypatch, text):
     register(monkeypatch)
