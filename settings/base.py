@@ -126,6 +126,7 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 
 DATABASE_READ_TIMEOUT_SEC = env.integer("DATABASE_READ_TIMEOUT_SEC", 30, low=1, high=86_400)
+DATABASE_IDLE_TRANSACTION_SEC = env.integer("DATABASE_IDLE_TRANSACTION_SEC", 60, low=1, high=86_400)
 
 SQLITE_OPTIONS: dict[str, Any] = {
     # IMMEDIATE takes the write lock at BEGIN: no transaction dies upgrading a read lock.
@@ -138,7 +139,10 @@ MYSQL_OPTIONS: dict[str, Any] = {
     # Under REPEATABLE READ a SKIP LOCKED claim blocks the producers' INSERTs.
     "isolation_level": "read committed",
     # Django stores UTC but leaves the session's clock to the server's own time zone.
-    "init_command": "SET time_zone='+00:00', sql_mode='TRADITIONAL', innodb_lock_wait_timeout=10",
+    # What a vanished host locked in an open transaction would stay locked until wait_timeout, eight
+    # hours; MySQL has no such limit and reads the last part as a comment.
+    "init_command": "SET time_zone='+00:00', sql_mode='TRADITIONAL', innodb_lock_wait_timeout=10"
+    f" /*M!100300 , idle_transaction_timeout={DATABASE_IDLE_TRANSACTION_SEC} */",
     "connect_timeout": 5,
     "read_timeout": DATABASE_READ_TIMEOUT_SEC,
     "write_timeout": DATABASE_READ_TIMEOUT_SEC,

@@ -132,6 +132,22 @@ def test_lock_wait_timeout_is_infrastructure(rows, second_connection):
 
 
 @pytest.mark.mariadb
+def test_lock_of_a_client_that_falls_silent_in_a_transaction_goes_by_itself(
+    rows, second_connection
+):
+    if not connection.mysql_is_mariadb:
+        pytest.skip("MySQL has no such limit")
+    assert execute("SELECT @@idle_transaction_timeout") == [(60,)]
+    execute("SET idle_transaction_timeout = 1", on=second_connection)
+    second_connection.set_autocommit(False)
+    execute(UPDATE, "a", on=second_connection)
+    execute(UPDATE, "a")
+    error = refusal(lambda: execute(UPDATE, "b", on=second_connection))
+    assert code_of(error) == 2006
+    assert is_passing(error)
+
+
+@pytest.mark.mariadb
 def test_refused_nowait_is_a_locked_row(rows, second_connection):
     with transaction_on(connection):
         execute(UPDATE, "a")

@@ -27,6 +27,7 @@ WRONG = {
     "TIME_ZONE": "Mars/Olympus",
     "LANGUAGE_CODE": "tlh",
     "DATABASE_READ_TIMEOUT_SEC": "0",
+    "DATABASE_IDLE_TRANSACTION_SEC": "0",
     "REDIS_TIMEOUT_SEC": "31",
     "QCLUSTER_WORKERS": "0",
     "QCLUSTER_POLL_SEC": "0",
@@ -146,6 +147,14 @@ def test_mysql_sessions_get_utc_and_read_committed():
     assert "time_zone='+00:00'" in config["OPTIONS"]["init_command"]
     assert config["OPTIONS"]["ssl_mode"] == "REQUIRED"
     assert config["CONN_HEALTH_CHECKS"]
+
+
+def test_limit_that_mariadb_alone_has_is_a_comment_to_mysql():
+    command = database("mysql://user:pw@host/name")["OPTIONS"]["init_command"]
+    to_mysql = re.sub(r"/\*M!.*?\*/", "", command)
+    assert "idle_transaction_timeout=60" in command
+    assert "idle" not in to_mysql
+    assert to_mysql.strip().endswith("innodb_lock_wait_timeout=10")
 
 
 def test_sqlite_writes_ahead_and_locks_at_begin(tmp_path):
