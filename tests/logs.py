@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,3 +40,9 @@ def named(lines: list[Line], event: str) -> Line:
     """Return the only line about ``event``."""
     (line,) = (it for it in lines if it["event"] == event)
     return line
+
+
+def count_events(text: str) -> Counter[str]:
+    """Return how often each event was logged in what a process printed; half a line is left."""
+    lines = [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+    return Counter(json.loads(line)["event"] for line in lines)

@@ -1,11 +1,9 @@
 """The rungs of lock, heartbeat and queue: Redis breaks in every way, and the jobs keep time."""
 
-import json
 import os
 import signal
 import threading
 import time
-from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from itertools import pairwise
@@ -21,9 +19,11 @@ from recovery.clock import db_now
 from recovery.models import JobRun
 from recovery.registry import Batch
 from tests import servers
+from tests.faults.installation import csv_text, plan_rows
 from tests.faults.ledger import posted, publish_one, running
 from tests.faults.proxy import Proxy
-from tests.faults.work import all_done, each_was_worked_once, no_runs_overlap, plans, write
+from tests.faults.work import all_done, each_was_worked_once, no_runs_overlap
+from tests.logs import count_events
 from tests.recovery.engine import NAME, client, fork, register
 from tests.waiting import eventually
 from tests.web import ask
@@ -68,8 +68,7 @@ class Site:
         return self.log()[event]
 
     def log(self):
-        lines = self.started.printed()[1].splitlines()
-        return Counter(json.loads(line)["event"] for line in lines if line.endswith("}"))
+        return count_events(self.started.printed()[1])
 
     def degraded(self):
         status, body = ask(self.port, "/metrics")
@@ -345,10 +344,11 @@ def split_sites(request, redis_up, proxy, manage, settings):
 def test_clusters_that_see_different_redis_servers_keep_every_job_single(
     split_sites, manage, settings, tmp_path
 ):
-    orders = plans(40)
-    for number, (_site, url) in enumerate(split_sites):
-        path = tmp_path / f"{number}.csv"
-        write(path, orders[number::2])
+    rows = plan_rows(40)
+    half = plan_rows(20)
+    for (_site, url), part in zip(split_sites, (half, rows[len(half) :]), strict=True):
+        path = tmp_path / "part.csv"
+        path.write_text(csv_text(part), encoding="utf-8")
         imported = manage(
             "import_splits", str(path), "--finalize", "--json", env={"REDIS_URL": url}
         )

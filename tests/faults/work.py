@@ -1,35 +1,12 @@
-"""Orders for several clusters, and what must hold once they are worked."""
+"""What must hold once several clusters have worked orders, asked of the test's database."""
 
-import csv
 from collections import Counter
-from collections.abc import Iterable
-from itertools import groupby, islice, pairwise
-from pathlib import Path
+from itertools import pairwise
 
 from ledger.models import OutboxEntry, Transaction
 from recovery import registry
 from recovery.models import JobRun
 from splits.models import FinalizeStep, OrderStatus, SplitOrder, StepName
-
-PLANS = Path(__file__).parent.parent / "data" / "cut_plans.csv"
-
-Rows = list[dict[str, str]]
-
-
-def plans(count: int) -> list[Rows]:
-    """Return the rows of each of ``count`` published cut plans."""
-    with PLANS.open(encoding="utf-8", newline="") as file:
-        by_order = groupby(csv.DictReader(file), lambda row: row["order_number"])
-        return [list(rows) for _number, rows in islice(by_order, count)]
-
-
-def write(path: Path, orders: Iterable[Rows]) -> None:
-    """Write orders as a file to import."""
-    rows = [row for order in orders for row in order]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def all_done(count: int) -> bool:
