@@ -125,9 +125,11 @@ class Manage:
         """Run a command to its end."""
         return self.start(*arguments, env=env).finish()
 
-    def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> Started:
-        """Start a command and return at once."""
-        command = [sys.executable, "manage.py", *arguments]
+    def start(
+        self, *arguments: str, env: Mapping[str, str] | None = None, within: Sequence[str] = ()
+    ) -> Started:
+        """Start a command and return at once; ``within`` is a program that turns into it."""
+        command = [*within, sys.executable, "manage.py", *arguments]
         self.started.append(Started(command, environment() | dict(env or {})))
         return self.started[-1]
 

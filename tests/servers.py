@@ -60,6 +60,8 @@ class Server:
     folder: Path
     port: int
     process: subprocess.Popen[bytes] | None = None
+    addresses: tuple[str, ...] = ("127.0.0.1",)
+    """Where it listens."""
 
     @property
     def pid(self) -> int:
@@ -203,7 +205,7 @@ class MariaDB(Server):
             f"--init-file={self.folder / 'init.sql'}",
             "--socket=server.sock",  # in the data folder: a path has 107 characters at most
             "--pid-file=server.pid",
-            "--bind-address=127.0.0.1",
+            f"--bind-address={','.join(self.addresses)}",
             f"--port={self.port}",
             "--default-time-zone=+08:00",
             "--character-set-server=utf8mb4",
@@ -232,14 +234,15 @@ class Redis(Server):
 
     def command(self) -> list[str]:
         """Return the server's command."""
-        options = {
-            "--port": str(self.port),
-            "--bind": "127.0.0.1",
-            "--dir": str(self.folder),
-            "--save": "",
-            "--appendonly": "no",
-        }
-        return [binary("redis-server"), *(part for pair in options.items() for part in pair)]
+        return [
+            binary("redis-server"),
+            *("--port", str(self.port)),
+            *("--bind", *self.addresses),
+            *("--protected-mode", "no"),
+            *("--dir", str(self.folder)),
+            *("--save", ""),
+            *("--appendonly", "no"),
+        ]
 
     def answers(self) -> bool:
         """Tell whether the server answers PING."""
@@ -251,21 +254,25 @@ def _as_root() -> list[str]:
 
 
 @contextmanager
-def mariadb(place: Path | None = None) -> Iterator[MariaDB]:
-    """Run a private MariaDB server, with its folder in ``place`` where one is given."""
+def mariadb(place: Path | None = None, *, also_on: Sequence[str] = ()) -> Iterator[MariaDB]:
+    """Run a private MariaDB server on the loopback and on the addresses ``also_on``.
+
+    Its folder is in ``place`` where one is given.
+    """
     with _folder("mariadb", place) as folder:
-        server = MariaDB(folder, free_port())
+        server = MariaDB(folder, free_port(), addresses=("127.0.0.1", *also_on))
         server.install()
         with _running(server):
             yield server
 
 
 @contextmanager
-def redis() -> Iterator[Redis]:
-    """Run a private Redis server."""
-    with _folder("redis") as folder, _running(Redis(folder, free_port())) as server:
-        assert isinstance(server, Redis)
-        yield server
+def redis(*, also_on: Sequence[str] = ()) -> Iterator[Redis]:
+    """Run a private Redis server on the loopback and on the addresses ``also_on``."""
+    with _folder("redis") as folder:
+        server = Redis(folder, free_port(), addresses=("127.0.0.1", *also_on))
+        with _running(server):
+            yield server
 
 
 @contextmanager
