@@ -47,10 +47,15 @@ def binary(name: str) -> str:
 
 
 def free_port() -> int:
-    """Return a port of the loopback that nobody listens on just now."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of the loopback that nobody listens on just now.
+
+    Below those that systems give to outgoing connections, which would take it meanwhile.
+    """
+    while True:
+        port = 15_000 + secrets.randbelow(17_000)
+        with closing(socket.socket()) as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Several hosts on one machine: network namespaces with names of their own, or process groups."""
 
 import os
-import random
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ class NamespaceHost:
     def __post_init__(self) -> None:
         """Make it, with a wire to this machine."""
         self.wire = f"t{os.getpid()}h{self.number}"
-        subnet = f"{NETWORK}.{random.randrange(256)}.{4 * self.number}"
+        subnet = f"{NETWORK}.{secrets.randbelow(256)}.{4 * self.number}"
         prefix, _, base = subnet.rpartition(".")
         self.gateway, self.address = (f"{prefix}.{int(base) + n}" for n in (1, 2))
         self.keeper = subprocess.Popen(
