@@ -2,11 +2,12 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from unittest import mock
 
-from django.db import connection
+from django.db import OperationalError, connection
 
 from splits import finalize as module
 from splits.finalize import Outcome
@@ -41,6 +42,7 @@ class Finalizer:
         self.error: BaseException | None = None
         self._inside: BaseException | None = None
         self._stop_inside = False
+        self._lose_answer = False
         self._orders: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, args=(order_id, now), daemon=True)
@@ -49,13 +51,21 @@ class Finalizer:
 
     def _run(self, order_id: int, now: bool) -> None:
         _here.finalizer = self
+        commit = connection.commit
         try:
+            setattr(connection, "commit", partial(self._commit, commit))  # noqa: B010
             self.outcome = module.finalize(order_id, author=AUTHOR, now=now)
         except BaseException as error:  # noqa: BLE001 - the test looks at it
             self.error = error
         finally:
             connection.close()
             self._news.put("")
+
+    def _commit(self, commit: Callable[[], None]) -> None:
+        commit()
+        lost, self._lose_answer = self._lose_answer, False
+        if lost:
+            raise OperationalError(2013, "lost connection")
 
     def visit(self, name: str) -> None:
         """Stop at a fault point, in the finalizer's thread."""
@@ -87,6 +97,12 @@ class Finalizer:
         self._inside = error
         self.go()
         self._inside = None
+
+    def go_unanswered(self) -> None:
+        """Go on; the next COMMIT happens, and its answer is lost."""
+        self._lose_answer = True
+        self.go()
+        self._lose_answer = False
 
     def go_inside(self) -> None:
         """Go on until just before the commit of the step, its row locked."""

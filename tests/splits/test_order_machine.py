@@ -49,6 +49,10 @@ TROUBLES: dict[str, Callable[[], BaseException]] = {
     "infrastructure": lambda: OperationalError(1146, "no such table"),
     "LeaseLostError": LeaseLostError,
 }
+TRIED_AGAIN: dict[str, Callable[[finalizer.Finalizer], None]] = {
+    "deadlock": lambda real: real.fail_inside(OperationalError(1213, "deadlock")),
+    "commit unanswered": finalizer.Finalizer.go_unanswered,
+}
 ACTIONS: dict[str, Callable[[int], bool]] = {
     "submit": lifecycle.submit,
     "retry": partial(lifecycle.retry, author=AUTHOR),
@@ -212,24 +216,39 @@ class OrderMachine(RuleBasedStateMachine):
                 real.go()
                 self.stands(attempt, real)
 
+    @precondition(lambda self: any(claimable(order) for order in self.world.orders))
+    @rule(
+        data=draws,
+        points=st.integers(0, ALL - 1),
+        trouble=st.sampled_from([*TROUBLES, *TRIED_AGAIN]),
+        inside=st.booleans(),
+    )
+    def finalizer_claims_and_meets_trouble(
+        self, data: Any, points: int, trouble: str, inside: bool
+    ) -> None:
+        self.claims(*self.order(data, claimable), now=True, points=points)
+        if self.attempts:
+            self.meets(*self.attempts[-1], trouble=trouble, inside=inside)
+
     @precondition(lambda self: self.attempts)
-    @rule(data=draws, trouble=troubles, inside=st.booleans())
+    @rule(data=draws, trouble=st.sampled_from([*TROUBLES, *TRIED_AGAIN]), inside=st.booleans())
     def finalizer_meets_trouble(self, data: Any, trouble: str, inside: bool) -> None:
-        attempt, real = self.attempt(data)
-        if inside:
+        self.meets(*self.attempt(data), trouble=trouble, inside=inside)
+
+    def meets(
+        self, attempt: Attempt, real: finalizer.Finalizer, *, trouble: str, inside: bool
+    ) -> None:
+        if attempt.at.startswith("after_step.") and (inside or trouble in TRIED_AGAIN):
+            self.goes(attempt, real, points=1)  # to where a transaction begins
+        if trouble in TRIED_AGAIN:
+            self.world.go(attempt)
+            TRIED_AGAIN[trouble](real)
+        elif inside:
             self.world.go(attempt, inside=trouble)
             real.fail_inside(TROUBLES[trouble]())
         else:
             self.world.meet(attempt, trouble)
             real.fail(TROUBLES[trouble]())
-        self.stands(attempt, real)
-
-    @precondition(lambda self: self.attempts)
-    @rule(data=draws)
-    def finalizer_meets_a_deadlock(self, data: Any) -> None:
-        attempt, real = self.attempt(data)
-        self.world.go(attempt)
-        real.fail_inside(OperationalError(1213, "deadlock"))
         self.stands(attempt, real)
 
     def stands(self, attempt: Attempt, real: finalizer.Finalizer) -> None:
@@ -272,10 +291,10 @@ class OrderMachine(RuleBasedStateMachine):
             self.recovers(order, seen[0], request)
 
     @precondition(lambda self: any(order.status == "ready" for order in self.world.orders))
-    @rule(data=draws, dies_at=st.integers(0, ALL - 1), points=points)
+    @rule(data=draws, dies_at=st.integers(0, ALL - 1), points=st.integers(0, ALL - 1))
     def finalizer_is_taken_for_dead_and_goes_on(self, data: Any, dies_at: int, points: int) -> None:
         """It hangs, the order is reset, another one gets so far, and then it wakes."""
-        order, pk = self.order(data, lambda it: it.status == "ready")
+        order, pk = self.order(data, lambda it: claimable(it) and it.attempts < 2)
         if not order.running:
             self.claims(order, pk, now=True, points=dies_at)
         zombies = [pair for pair in self.attempts if pair[0].order is order and pair[0].holds]
@@ -283,15 +302,17 @@ class OrderMachine(RuleBasedStateMachine):
             self.hangs(order)
             request = self.request()
             (found,) = stuck.find(request, [order.number])
+            self.found.append((order, found))
             self.recovers(order, found, request)
         self.claims(order, pk, now=True, points=points)
         for zombie in zombies:
-            self.goes(*zombie, points=1)
+            self.goes(*zombie, points=2)
 
     @precondition(lambda self: self.found)
     @rule(data=draws, force=st.booleans(), due=st.booleans())
     def late_recoverer_goes_on(self, data: Any, force: bool, due: bool) -> None:
-        order, found = self.pick(data, self.found, "found")
+        """What it found was reset meanwhile, and may hang again."""
+        order, found = self.pick(data, self.found, "found", lambda it: it[0].running)
         self.recovers(order, found, self.request(force=force, due=due))
 
     def request(self, **kwargs: Any) -> Request:
