@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import cycle
 from pathlib import Path
 
@@ -15,12 +15,14 @@ CLOCKS = (SLOW, FAST, JUMPING)
 JUMPS_EVERY_S = 0.2
 WRONG_BY_S = 60
 """Each of these clocks is wrong by more than this at any moment."""
+_SHARED = Path("/dev/shm")
 _SITE = Path(__file__).parent / "faketime"
 
 
 @contextmanager
 def wrong(clock: str, folder: Path) -> Iterator[dict[str, str]]:
     """Yield the environment of processes with this clock; ``folder`` is for one that jumps."""
+    _sweep()
     file = folder / f"clock{clock}"
     _set(file, FAST if clock == JUMPING else clock)
     done = threading.Event()
@@ -39,6 +41,7 @@ def wrong(clock: str, folder: Path) -> Iterator[dict[str, str]]:
         done.set()
         if clock == JUMPING:
             thread.join()
+        _sweep()
 
 
 def library() -> Path:
@@ -46,6 +49,14 @@ def library() -> Path:
     for path in Path("/usr/lib").glob("*/faketime/libfaketime.so.1"):
         return path
     raise ServerError("libfaketime is not installed: apt-get install faketime (or `make setup`)")
+
+
+def _sweep() -> None:
+    """Remove what libfaketime shared with processes that were killed: their ids come again."""
+    for path in _SHARED.glob("*faketime_s*_*"):
+        if not Path(f"/proc/{path.name.rpartition('_')[2]}").exists():
+            with suppress(OSError):  # another user's, or just gone
+                path.unlink()
 
 
 def _jump(file: Path, done: threading.Event) -> None:
