@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from decimal import Decimal
 
 import pytest
@@ -491,3 +492,19 @@ def test_command_prints_findings_as_text(posted):
     assert "source_lot_not_consumed  split-order:SO-1" in out
     assert "repair   UPDATE splits_lot" in out
     assert "2 findings" in out
+
+
+@pytest.mark.mariadb
+def test_reader_who_takes_his_time_with_a_finding_loses_no_snapshot():
+    imported(plan(*order("SO-1"), *order("SO-2")))
+    sql("UPDATE splits_lot SET quantity = quantity + 1")
+    sql("SET idle_transaction_timeout = 1")
+    findings = []
+
+    def read(finding):
+        findings.append(finding)
+        if len(findings) == 1:
+            time.sleep(2.5)  # longer than the server waits for others
+
+    reconcile(Report(on_finding=read))
+    assert len(findings) > 1
