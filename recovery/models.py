@@ -39,6 +39,10 @@ class JobQuerySet(models.QuerySet["Job"]):
         """Return the job whose lease is still the one with this fence."""
         return self.filter(fence=fence, lease_owner__gt="")
 
+    def leased(self) -> Self:
+        """Return jobs whose lease is in force."""
+        return self.filter(lease_expires_at__gt=Now())
+
     def acquire(self, *, owner: str, ttl_s: float) -> bool:
         """Take the lease if nobody holds it and the job is not paused; the fence grows by one."""
         free = Q(lease_expires_at=None) | Q(lease_expires_at__lte=Now())

@@ -21,6 +21,7 @@ from tests.recovery.engine import (
     row,
     row_held,
 )
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -187,6 +188,18 @@ def test_frozen_redis_is_given_up_within_its_time_out(redis_up):
     before = time.monotonic()
     leases.acquire(NAME)
     assert time.monotonic() - before < 8, "redis-py's own retries would take 14 s"
+
+
+def test_key_of_a_call_that_was_given_up_keeps_nobody_of_its_family_out(redis_up):
+    release(leases.acquire(NAME))  # connected, it sends the command before it has to give up
+    redis_up.pause()
+    release(leases.acquire(NAME))
+    redis_up.resume()
+    link.reset()
+    eventually(lambda: client().exists(KEY))
+    assert leases.acquire(NAME).fence == 3
+    with pytest.raises(HeldError, match=f"held by {leases.HOST}:"):
+        leases.acquire(NAME)
 
 
 def test_key_set_though_the_answer_was_lost_is_removed_with_the_refusal(redis_up, monkeypatch):
