@@ -40,7 +40,7 @@ class Report:
     recoveries: int
     deaths: int
     charged: int
-    """Entries that an attempt was charged to."""
+    """Entries with an attempt counted: after two deaths they are worked alone, on the record."""
     problems: list[str]
 
     def text(self) -> str:
@@ -52,7 +52,8 @@ class Report:
                 f" in {self.wall_s:.0f} s, settled {self.settled_s:.0f} s after the last one",
                 *faults,
                 f"  {self.imports} imports begun, {self.deaths} runs died,"
-                f" {self.recoveries} finalizations recovered, {self.charged} entries charged,"
+                f" {self.recoveries} finalizations recovered,"
+                f" {self.charged} entries worked alone or charged,"
                 f" {self.gave_up} clusters started again",
                 *(f"WRONG: {problem}" for problem in self.problems),
                 "everything agrees" if not self.problems else "",
