@@ -47,13 +47,20 @@ def post_with_care(policy: Policy, pk: int) -> Result:
 
 
 def _post_with_care(policy: Policy, pk: int) -> Result:
-    with transaction.atomic():
-        found = rows.claim_these([pk])
-        waits = bool(parking.barriers(found))
-        exhausted = any(it.killed and it.attempts >= policy.max_attempts for it in found)
-        if found and not waits and not exhausted:
-            _charge(policy, found[0])
-            policy.seal()
+    charged: list[rows.Claimed] = []
+    try:
+        with transaction.atomic():
+            found = rows.claim_these([pk])
+            waits = bool(parking.barriers(found))
+            exhausted = any(it.killed and it.attempts >= policy.max_attempts for it in found)
+            if found and not waits and not exhausted:
+                charged = found
+                _charge(policy, found[0])
+                policy.seal()
+    except (DatabaseError, InterfaceError):
+        for entry in charged:  # a COMMIT without an answer may have happened
+            _refund(entry, due_now=True)
+        raise
     if not found:
         return Result()
     if waits:
@@ -87,10 +94,11 @@ def _refund(entry: rows.Claimed, *, due_now: bool) -> None:
 
     At this process' next run, where the database cannot be reached now.
     """
-    charged = OutboxEntry.objects.filter(pk=entry.id).charged(entry.attempts + 1, rows.DIED)
+    this = OutboxEntry.objects.filter(pk=entry.id)
+    charged = this.charged(entry.attempts + 1, rows.DIED)
     refund = partial(charged.refund, due_now=due_now)
     try:
         with_retries(refund)
     except (DatabaseError, InterfaceError):
-        leftovers.leave(refund)
+        leftovers.leave(refund, rows=this)
         raise

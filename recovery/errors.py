@@ -42,9 +42,11 @@ CONNECTION_CODES = (
     1203,
     1226,
     1927,
+    3032,  # MySQL: taken off-line
+    4031,  # MySQL's 2006 for who was silent for longer than wait_timeout
 )
 LOGIN_CODES = (1044, 1045, 1049, 1129, 1130)
-NODE_CODES = (1047,)  # a Galera node that is not ready
+NODE_CODES = (1047, 3100, 3101)  # Galera: not ready; Group Replication: a hook, certification
 READ_ONLY_CODES = (1290, 1792, 1836)
 FULL_CODES = (1021, 1026, 1030, 1037, 1038, 1041, 1114)
 CLIENT_CODES = range(2000, 2100)

@@ -130,8 +130,8 @@ def claim(
 
     try:
         order = with_retries(take)
-    except (DatabaseError, InterfaceError):
-        leftovers.leave(partial(_unclaim, order_id, owner))
+    except (DatabaseError, InterfaceError, LeaseLostError):  # it may be lost by a second try
+        _leave(order_id, partial(_unclaim, order_id, owner))
         raise
     if order is None:
         return None
@@ -304,8 +304,12 @@ def _left(attempt: Attempt, trouble: Exception, again: Callable[[], Outcome]) ->
     """Leave the order in progress until this process' next run, or recoverFinalizeStuck."""
     facts = {**_facts(attempt), "code": INFRASTRUCTURE, "error": str(trouble)}
     logger.warning("finalize_left_in_progress", extra=facts)
-    leftovers.leave(again)
+    _leave(attempt.order_id, again)
     return Outcome(Ending.POSTPONED, INFRASTRUCTURE, str(trouble))
+
+
+def _leave(order_id: int, action: Callable[[], object]) -> None:
+    leftovers.leave(action, rows=SplitOrder.objects.filter(pk=order_id))
 
 
 def _facts(attempt: Attempt) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from django.db import OperationalError, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ledger import parking, posting, rows
+from ledger import parking, poison, posting, rows
 from ledger.models import Account, OutboxEntry, Posting, Transaction
 from ledger.posting import post_due, post_these
 from recovery.clock import db_now
@@ -223,6 +223,14 @@ def test_given_entry_is_charged_once_though_the_answer_to_the_commit_is_lost(los
     post_these(policy(), [entry.pk])
     assert not lost_answer
     assert state(entry) == ("pending", 1, "insufficient_balance")
+
+
+def test_entry_under_care_is_not_charged_for_a_lost_answer_to_the_commit(lost_answer):
+    entry = put("k", into("OAK", "1"))
+    with pytest.raises(OperationalError):
+        poison.post_with_care(policy(), entry.pk)
+    assert not lost_answer
+    assert state(entry) == ("pending", 0, "")
 
 
 # A drain that hangs with its entries locked

@@ -317,6 +317,12 @@ def test_errors_of_our_own_code_or_of_a_trigger_are_no_broken_setup(error):
     assert not is_infrastructure(error)
 
 
+@pytest.mark.parametrize("code", [3032, 3100, 3101, 4031])
+def test_what_mysql_says_at_an_end_of_its_own_is_passing(code):
+    """Off-line, a hook of replication failed, certification failed, silent too long."""
+    assert is_passing(OperationalError(code, "by the server"))
+
+
 def test_broken_setup_is_not_tried_again(transactional_db):
     tries = []
 

@@ -4,6 +4,7 @@ import pytest
 from django.db import DatabaseError, OperationalError
 
 from recovery import leftovers
+from recovery.models import Job
 from recovery.runner import run_job
 from tests.recovery.engine import NAME, register
 
@@ -40,6 +41,22 @@ def test_leftover_stays_while_the_database_is_away_and_keeps_back_no_other():
     leftovers.settle()
     leftovers.settle()
     assert (first_done, second_done) == ([1], [1])
+
+
+@pytest.mark.mariadb
+@pytest.mark.django_db(transaction=True)
+def test_leftover_whose_row_somebody_holds_is_left_without_waiting(second_connection):
+    Job.objects.create(name=NAME)
+    action, done = refusing(GONE, times=0)
+    leftovers.leave(action, rows=Job.objects.filter(name=NAME))
+    with second_connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT 1 FROM recovery_job FOR UPDATE")
+        leftovers.settle()
+        cursor.execute("ROLLBACK")
+    assert done == []
+    leftovers.settle()
+    assert done == [1]
 
 
 def test_leftover_that_is_wrong_in_itself_is_raised_and_not_tried_again():

@@ -8,6 +8,7 @@ import pytest
 from django.db import OperationalError, connection
 from prometheus_client import REGISTRY
 
+from recovery import leftovers
 from recovery.clock import db_now, seconds_from_now
 from recovery.leases import LeaseLostError
 from recovery.models import AuditRecord
@@ -94,6 +95,44 @@ def test_claim_whose_commit_was_cut_is_found_again(monkeypatch):
     monkeypatch.setattr(connection, "_commit", cut_once)
     attempt = claim(order.pk, author=AUTHOR)
     assert (attempt.epoch, attempt.attempt) == (1, 1)
+
+
+def test_claim_whose_commit_was_cut_and_whose_lease_is_lost_is_given_back(monkeypatch):
+    order = SplitOrderFactory()
+    commit, cuts = connection._commit, [OperationalError(2013, "lost in COMMIT")]
+
+    def cut_once():
+        commit()
+        if cuts:
+            raise cuts.pop()
+
+    monkeypatch.setattr(connection, "_commit", cut_once)
+    with pytest.raises(LeaseLostError):
+        claim(order.pk, author=AUTHOR, run=LosingRun(1))
+    leftovers.settle()
+    order.refresh_from_db()
+    assert (order.finalize_in_progress, order.finalize_attempts) == (False, 0)
+
+
+@pytest.mark.mariadb
+def test_order_that_was_left_is_not_waited_for_while_somebody_holds_it(
+    second_connection, monkeypatch
+):
+    attempt = claim(SplitOrderFactory().pk, author=AUTHOR)
+    monkeypatch.setattr(module, "with_retries", lambda action: action())
+    with connection.cursor() as own, second_connection.cursor() as cursor:
+        own.execute("SET innodb_lock_wait_timeout = 1")
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT 1 FROM splits_splitorder FOR UPDATE")
+        assert module._pursue(attempt).ending is Ending.POSTPONED
+        monkeypatch.setattr(module, "with_retries", lambda _action: pytest.fail("it waits"))
+        leftovers.settle()
+        cursor.execute("ROLLBACK")
+        own.execute("SET innodb_lock_wait_timeout = 10")
+    monkeypatch.undo()
+    leftovers.settle()
+    order = SplitOrder.objects.get()
+    assert (order.finalize_in_progress, order.finalize_attempts) == (False, 0)
 
 
 def test_failed_attempt_is_kept_audited_and_put_off(settings):
