@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing.sharedctypes import RawValue
 from typing import TypeVar
@@ -46,7 +46,7 @@ _refused_at = RawValue("d", 0.0)
 
 def _file_in_memory() -> int:
     """Return the descriptor of a file without a name: a container may have no writable folder."""
-    if hasattr(os, "memfd_create"):
+    with suppress(AttributeError, OSError):  # no Linux; not allowed
         return os.memfd_create("redis-turn")
     return os.dup(tempfile.TemporaryFile().fileno())
 
@@ -160,10 +160,21 @@ def _probe() -> None:
     with _turn.taken() as ours:
         if not ours or not usable():
             raise RedisDownError  # another one tries just now, or has just tried
-        if is_down():
-            _next_try.value = time.monotonic() + RETRY_AFTER_S
-            _client(settings.REDIS_URL).set(PROBE_KEY, "1", px=1000)
-            _came_back()
+        if not is_down():
+            return
+        # The turn ends before the try: who is stopped within it must not keep all others out.
+        _next_try.value = time.monotonic() + RETRY_AFTER_S + _longest_try_s()
+    try:
+        _client(settings.REDIS_URL).set(PROBE_KEY, "1", px=1000)
+    except redis.RedisError:
+        _next_try.value = time.monotonic() + RETRY_AFTER_S
+        raise
+    if is_down():
+        _came_back()
+
+
+def _longest_try_s() -> float:
+    return 2.0 * settings.REDIS_TIMEOUT_SEC  # to connect, and to be answered
 
 
 def _is_refusal(error: redis.RedisError) -> bool:
@@ -180,10 +191,10 @@ def _log_refusal(error: redis.RedisError) -> None:
 
 
 def _went_down(error: redis.RedisError) -> None:
-    _next_try.value = time.monotonic() + RETRY_AFTER_S
     with _turn.taken() as ours:
         if not ours or _down_since.value:
-            return  # another one says it
+            return  # another one says it, and when to try again
+        _next_try.value = time.monotonic() + RETRY_AFTER_S
         _down_since.value = time.monotonic()
     logger.warning(
         "redis_down",

@@ -1,14 +1,16 @@
 """The link to Redis: fails fast, says so once, comes back by itself."""
 
 import os
+import signal
 import time
+from contextlib import suppress
 
 import pytest
 import redis
 
 from recovery import link
 from recovery.link import RedisDownError
-from tests.recovery.engine import forked
+from tests.recovery.engine import fork, forked
 from tests.waiting import eventually
 
 
@@ -18,6 +20,11 @@ def messages(caplog):
 
 def ping():
     return link.call(lambda client: client.ping())
+
+
+def pinged():
+    with suppress(RedisDownError):
+        return ping()
 
 
 def test_without_an_address_there_is_no_redis_and_no_outage(no_redis):
@@ -136,6 +143,41 @@ def test_outage_found_by_one_forked_process_is_known_to_all(redis_up):
     assert forked(find_out) == 0
     assert link.is_down()
     assert not link.usable()
+
+
+def test_process_that_is_stopped_in_its_try_keeps_no_other_from_trying(
+    redis_up, monkeypatch, settings
+):
+    settings.REDIS_TIMEOUT_SEC = 0.2
+    monkeypatch.setattr(link, "RETRY_AFTER_S", 0.0)
+    redis_up.kill()
+    with pytest.raises(RedisDownError):
+        ping()
+    redis_up.start()
+
+    def stop_in_the_try():
+        monkeypatch.setattr(
+            redis.Redis, "set", lambda *_a, **_k: signal.raise_signal(signal.SIGSTOP)
+        )
+        ping()
+
+    child = fork(stop_in_the_try)
+    try:
+        assert os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
+        eventually(lambda: pinged())
+        assert not link.is_down()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_turn_is_had_where_no_file_in_memory_may_be_made(monkeypatch):
+    def refused(*_args):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "memfd_create", refused, raising=False)
+    with link._Turn().taken() as ours:
+        assert ours
 
 
 def test_forked_process_has_connections_of_its_own(redis_up):
