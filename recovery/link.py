@@ -48,7 +48,8 @@ def _file_in_memory() -> int:
     """Return the descriptor of a file without a name: a container may have no writable folder."""
     with suppress(AttributeError, OSError):  # no Linux; not allowed
         return os.memfd_create("redis-turn")
-    return os.dup(tempfile.TemporaryFile().fileno())
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 class _Turn:
