@@ -125,6 +125,8 @@ def survivors(*, clear: bool) -> Survivors:
             broker.purge_queue()
     except link.RedisDownError as error:
         found.redis_error = str(error)
+    if link.is_down() and not found.redis_error:
+        found.redis_error = "it went away meanwhile"
     return found
 
 

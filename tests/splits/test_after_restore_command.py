@@ -9,10 +9,11 @@ import sys
 
 import pytest
 from django.core.management import CommandError, call_command
+from django_q.brokers import get_broker
 from django_q.models import OrmQ
 
 from ledger.outbox import JOB as OUTBOX
-from recovery import leases, link, pauses, registry, runner, schedules, wakeups
+from recovery import leases, link, pauses, registry, restoring, runner, schedules, wakeups
 from recovery.models import AuditRecord, Job
 from splits.finalize import Ending, finalize
 from splits.models import OrderStatus, SplitOrder
@@ -189,6 +190,18 @@ def test_without_redis_the_database_is_done_and_the_rest_is_named(redis_up):
     redis_up.start()
     link.reset()
     assert run("--yes")[0] == 0
+
+
+def test_redis_that_goes_away_in_the_middle_is_named(redis_up, monkeypatch):
+    def broker():
+        redis_up.kill()
+        return get_broker()
+
+    wakeups.enqueue(FINALIZE)
+    monkeypatch.setattr(restoring, "get_broker", broker)
+    status, document = run("--yes")
+    assert status == 1
+    assert document["redis"].startswith("down: ")
 
 
 def test_act_is_on_the_record_with_the_fences_and_what_was_raised():
