@@ -4,11 +4,14 @@ from dataclasses import dataclass, field
 
 from django.db import connection, transaction
 
+from recovery import audit, restoring
 from recovery.errors import with_retries
+from splits.audit import Author
 from splits.holders import Holder, find_holder
 from splits.models import SplitOrder
 
 AT_ONCE = 500
+TABLE = SplitOrder._meta.db_table
 
 
 @dataclass
@@ -19,8 +22,8 @@ class Raised:
     held: dict[str, Holder] = field(default_factory=dict)
 
 
-def raise_epochs(to: int) -> Raised:
-    """Raise the epoch of every unfinished order to ``to`` at least.
+def raise_epochs(to: int, *, author: Author) -> Raised:
+    """Raise the epoch of every unfinished order to ``to`` at least, each transaction on the record.
 
     An order in progress stays so: its finalizer is fenced off, and recoverFinalizeStuck resets it
     with proof and record as any other. Hundreds a transaction; rows that a transaction holds are
@@ -30,20 +33,20 @@ def raise_epochs(to: int) -> Raised:
     busy: dict[int, str] = {}
     unfinished = SplitOrder.objects.unfinished().order_by("pk")
     while rows := dict(unfinished.filter(pk__gt=last).values_list("pk", "number")[:AT_ONCE]):
-        free = _raise(list(rows), to)
+        free = _raise(list(rows), to, author)
         raised.count += len(free)
         busy |= {pk: number for pk, number in rows.items() if pk not in free}
         last = max(rows)
     for pk, number in busy.items():
         holder = find_holder(pk)
-        if holder is None and _raise([pk], to):
+        if holder is None and _raise([pk], to, author):
             raised.count += 1
         else:
             raised.held[number] = holder or Holder(hint="The holders change.")
     return raised
 
 
-def _raise(ids: list[int], to: int) -> set[int]:
+def _raise(ids: list[int], to: int, author: Author) -> set[int]:
     """Raise the epochs of those of ``ids`` that nobody has locked; return which."""
 
     def attempt() -> set[int]:
@@ -51,7 +54,20 @@ def _raise(ids: list[int], to: int) -> set[int]:
             skip_locked = connection.features.has_select_for_update_skip_locked
             rows = SplitOrder.objects.select_for_update(skip_locked=skip_locked)
             free = set(rows.filter(pk__in=ids).values_list("pk", flat=True))
-            SplitOrder.objects.filter(pk__in=free).fence_off(to)
+            if free:
+                SplitOrder.objects.filter(pk__in=free).fence_off(to)
+                _record(free, to, author)
         return free
 
     return with_retries(attempt)
+
+
+def _record(ids: set[int], to: int, author: Author) -> None:
+    audit.record(
+        actor=author.actor,
+        action=restoring.DATABASE_RESTORED,
+        target_type=restoring.TARGET,
+        target_id=TABLE,
+        reason=author.reason,
+        evidence={"raised_to": to, "orders": len(ids), "from_id": min(ids), "to_id": max(ids)},
+    )

@@ -207,14 +207,6 @@ def test_worker_that_crashes_in_a_cluster_is_replaced_and_its_order_recovered_by
 
 
 @pytest.fixture
-def finalized():
-    """Return finalized orders of whose ledger entries nothing is posted yet."""
-    work = Workload(2)
-    assert run_now(FINALIZE_JOB).result == {"finalized": 2}
-    return work
-
-
-@pytest.fixture
 def drain(manage):
     """Return what starts a drain with a fault."""
 

@@ -12,7 +12,7 @@ from recovery.models import Job, JobRun
 from splits import audit
 from splits.lifecycle import FINALIZE_JOB
 from splits.models import FinalizeStep, StepName
-from tests.faults.workload import BRISK, RESCUING, SHORT, Workload, run_now
+from tests.faults.workload import BRISK, RESCUING, SHORT, Workload
 from tests.recovery.engine import client, row
 from tests.splits.endpoint import serving
 from tests.splits.state import contents
@@ -21,14 +21,6 @@ from tests.waiting import eventually
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.mariadb]
 
 LOCK = f"lock:job:{OUTBOX}"
-
-
-@pytest.fixture
-def work():
-    """Return orders that are finalized and of whose entries nothing is posted."""
-    made = Workload(2)
-    assert run_now(FINALIZE_JOB).result == {"finalized": 2}
-    return made
 
 
 @pytest.fixture
@@ -49,7 +41,7 @@ def has_expired():
 
 
 @pytest.mark.parametrize("point", ["lease.acquired", "outbox.before_commit", "outbox.after_commit"])
-def test_drain_that_lost_its_lock_leaves_it_to_the_next_holder(work, drain, point):
+def test_drain_that_lost_its_lock_leaves_it_to_the_next_holder(finalized, drain, point):
     zombie = drain(point, **SHORT)
     eventually(zombie.is_stopped)
     eventually(has_expired)
@@ -70,7 +62,7 @@ def test_drain_that_lost_its_lock_leaves_it_to_the_next_holder(work, drain, poin
     holder.signal(signal.SIGCONT)
     assert holder.finish().returncode == 0
     assert not client().exists(LOCK)
-    work.assert_settled()
+    finalized.assert_settled()
 
 
 def test_finalizer_that_lost_its_order_tells_nobody_outside(manage, settings):

@@ -17,6 +17,7 @@ from recovery import leases, link, pauses, registry, restoring, runner, schedule
 from recovery.models import AuditRecord, Job
 from splits.finalize import Ending, finalize
 from splits.models import OrderStatus, SplitOrder
+from splits.restoring import raise_epochs
 from tests.factories import AUTHOR, SplitOrderFactory, hang
 from tests.processes import environment
 from tests.recovery.engine import client, statuses
@@ -147,7 +148,8 @@ def test_second_run_does_no_harm():
     assert (status, document["paused"], document["paused_before"]) == (0, [], JOBS)
     assert document["epochs_raised"] == 1
     assert AuditRecord.objects.filter(action="job-paused").count() == len(JOBS)
-    assert AuditRecord.objects.filter(action="database-restored").count() == 2
+    acts = AuditRecord.objects.filter(action="database-restored", target_id="default")
+    assert acts.count() == 2
     outcome = finalize(ready.pk, author=AUTHOR)
     assert outcome is not None
     assert outcome.ending is Ending.FINALIZED
@@ -208,7 +210,10 @@ def test_act_is_on_the_record_with_the_fences_and_what_was_raised():
     hang(SplitOrderFactory())
     leases.acquire(OUTBOX)
     fences = run("--yes", "--reason", "INC-7")[1]["fences"]
-    record = AuditRecord.objects.get(action="database-restored")
+    record, epochs = AuditRecord.objects.filter(action="database-restored").order_by("id")
+    assert (epochs.target_id, epochs.reason) == ("splits_splitorder", "INC-7")
+    assert epochs.evidence["raised_to"] == record.evidence["raised_to"]
+    assert epochs.evidence["orders"] == 1
     assert (record.target_type, record.reason) == ("database", "INC-7")
     assert record.actor.startswith("cli:")
     assert record.before == {"fences": {name: it["before"] for name, it in fences.items()}}
@@ -306,3 +311,15 @@ def test_order_held_by_a_live_transaction_is_named_and_the_others_are_raised(sec
     assert epoch(free) > 10**12
     assert run("--yes")[1]["held"] == []
     assert epoch(held) > 10**12
+
+
+def test_epochs_that_cannot_be_recorded_are_not_raised(monkeypatch):
+    order = imported_order()
+
+    def refused(*_args, **_facts):
+        raise ValueError("no record")
+
+    monkeypatch.setattr("splits.restoring.audit.record", refused)
+    with pytest.raises(ValueError, match="no record"):
+        raise_epochs(10**12, author=AUTHOR)
+    assert epoch(order) == 0

@@ -83,30 +83,34 @@ def test_now_claims_an_order_that_is_not_due():
     assert claim(order.pk, author=AUTHOR, now=True).attempt == 1
 
 
-def test_claim_whose_commit_was_cut_is_found_again(monkeypatch):
+@pytest.fixture
+def commit_cut_once(monkeypatch):
+    """Return what makes the answer to one COMMIT get lost, the first after which ``when`` holds."""
+
+    def arm(when=lambda: True):
+        commit, cuts = connection._commit, [OperationalError(2013, "lost in COMMIT")]
+
+        def cut():
+            commit()
+            if cuts and when():
+                raise cuts.pop()
+
+        monkeypatch.setattr(connection, "_commit", cut)
+        return cuts
+
+    return arm
+
+
+def test_claim_whose_commit_was_cut_is_found_again(commit_cut_once):
     order = SplitOrderFactory()
-    commit, cuts = connection._commit, [OperationalError(2013, "lost in COMMIT")]
-
-    def cut_once():
-        commit()
-        if cuts:
-            raise cuts.pop()
-
-    monkeypatch.setattr(connection, "_commit", cut_once)
+    commit_cut_once()
     attempt = claim(order.pk, author=AUTHOR)
     assert (attempt.epoch, attempt.attempt) == (1, 1)
 
 
-def test_claim_whose_commit_was_cut_and_whose_lease_is_lost_is_given_back(monkeypatch):
+def test_claim_whose_commit_was_cut_and_whose_lease_is_lost_is_given_back(commit_cut_once):
     order = SplitOrderFactory()
-    commit, cuts = connection._commit, [OperationalError(2013, "lost in COMMIT")]
-
-    def cut_once():
-        commit()
-        if cuts:
-            raise cuts.pop()
-
-    monkeypatch.setattr(connection, "_commit", cut_once)
+    commit_cut_once()
     with pytest.raises(LeaseLostError):
         claim(order.pk, author=AUTHOR, run=LosingRun(1))
     leftovers.settle()
@@ -264,34 +268,19 @@ def test_infrastructure_error_is_not_charged(monkeypatch):
     assert actions() == []
 
 
-def test_step_whose_commit_was_cut_is_not_taken_twice(monkeypatch):
+def test_step_whose_commit_was_cut_is_not_taken_twice(commit_cut_once):
     order = SplitOrderFactory()
     attempt = claim(order.pk, author=AUTHOR)
-    commit, cuts = connection._commit, [OperationalError(2013, "lost in COMMIT")]
-
-    def cut_once():
-        commit()
-        taken = FinalizeStep.objects.filter(name=StepName.CREATE_OUTPUTS).exists()
-        if taken and cuts:
-            raise cuts.pop()
-
-    monkeypatch.setattr(connection, "_commit", cut_once)
+    cuts = commit_cut_once(FinalizeStep.objects.filter(name=StepName.CREATE_OUTPUTS).exists)
     assert module._pursue(attempt).ending is Ending.FINALIZED
     assert not cuts
     assert_finalized_once(order)
 
 
-def test_finish_whose_commit_was_cut_counts_as_finished(monkeypatch):
+def test_finish_whose_commit_was_cut_counts_as_finished(commit_cut_once):
     order = SplitOrderFactory()
     attempt = claim(order.pk, author=AUTHOR)
-    commit, cuts = connection._commit, [OperationalError(2013, "lost in COMMIT")]
-
-    def cut_once():
-        commit()
-        if cuts and SplitOrder.objects.get().status == OrderStatus.FINALIZED:
-            raise cuts.pop()
-
-    monkeypatch.setattr(connection, "_commit", cut_once)
+    cuts = commit_cut_once(SplitOrder.objects.filter(status=OrderStatus.FINALIZED).exists)
     assert module._pursue(attempt).ending is Ending.FINALIZED
     assert not cuts
     assert_finalized_once(order)

@@ -11,6 +11,7 @@ from recovery import link, restoring
 from recovery.audit import cli_actor
 from recovery.commands import DONE, WRONG, OperatorCommand
 from recovery.probing import missing_migrations
+from splits.audit import Author
 from splits.models import SplitOrder
 from splits.reconcile import Finding, Report, reconcile
 from splits.restoring import raise_epochs
@@ -78,7 +79,7 @@ class Command(OperatorCommand):
         in_progress = orders.in_progress().count()
         counts = {"unfinished_orders": orders.unfinished().count(), "in_progress": in_progress}
         fences = restoring.raise_fences(to, actor=actor, reason=reason, evidence=counts)
-        epochs = raise_epochs(to)
+        epochs = raise_epochs(to, author=Author(actor, reason=reason))
         self.document = {
             "dry_run": False,
             "paused": paused,
