@@ -5,10 +5,11 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from croniter import croniter
 from django.db import transaction
+from django.db.models.functions import Now
 from django_q.brokers import Broker
 from django_q.models import Schedule
 from django_q.scheduler import scheduler
@@ -20,10 +21,17 @@ from recovery.wakeups import TASK
 
 logger = logging.getLogger(__name__)
 
-Tick = tuple[int, str, datetime]
-
 MAX_SKEW_S = 1.0
 MINUTE_S, HOUR_S, DAY_S = 60, 3_600, 86_400
+
+
+class Tick(NamedTuple):
+    """When a schedule ticks next, and what the database's clock says just now."""
+
+    pk: int
+    name: str
+    next_run: datetime
+    now: datetime
 
 
 def cron_of(period_s: int) -> str:
@@ -114,15 +122,16 @@ class Ticker:
 
     def tick(self) -> bool:
         """Start what is due once; False: this host's clock is off, the tick is left to others."""
-        now = db_now_if_in_step()
-        if now is None:
+        ticks = ticks_if_in_step()
+        if ticks is None:
             self._warn_of_clock()
             return False
         self._clock_off = False
-        rows = Schedule.objects.filter(func=TASK).exclude(next_run=None)
-        ticks = list(rows.values_list("pk", "name", "next_run"))
+        if not ticks:
+            return True
+        now = ticks[0].now
         pull_back(now, ticks)
-        if any(next_run < now for _pk, _name, next_run in ticks):
+        if any(tick.next_run < now for tick in ticks):
             scheduler(broker=self.broker)
             self.ticks += 1
         return True
@@ -133,22 +142,26 @@ class Ticker:
         self._clock_off = True
 
 
-def db_now_if_in_step() -> datetime | None:
-    """Return the database's time, or None if this host's clock is more than a second off it."""
+def ticks_if_in_step() -> list[Tick] | None:
+    """Return the ticks, or None if this host's clock is more than a second off the database's.
+
+    One statement, for it is made every second on every host.
+    """
+    rows = Schedule.objects.filter(func=TASK).exclude(next_run=None).annotate(now=Now())
     host, begun = time.time(), time.monotonic()
-    now = db_now()
+    ticks = [Tick(*row) for row in rows.values_list("pk", "name", "next_run", "now")]
     took_s = time.monotonic() - begun  # a clock that jumps meanwhile must not stretch it
-    ahead_s = now.timestamp() - host
-    return now if -MAX_SKEW_S <= ahead_s <= took_s + MAX_SKEW_S else None
+    ahead_s = ticks[0].now.timestamp() - host if ticks else 0.0
+    return ticks if -MAX_SKEW_S <= ahead_s <= took_s + MAX_SKEW_S else None
 
 
 def pull_back(now: datetime, ticks: Iterable[Tick]) -> None:
     """Bring back ticks further ahead than one period: a host with a fast clock set them."""
     jobs = {job.name: job for job in registry.all_jobs()}
-    for pk, name, next_run in ticks:
-        job = jobs.get(name)
-        if job is None or next_run <= now + timedelta(seconds=job.period_s + MAX_SKEW_S):
+    for tick in ticks:
+        job = jobs.get(tick.name)
+        if job is None or tick.next_run <= now + timedelta(seconds=job.period_s + MAX_SKEW_S):
             continue
         slot = next_slot(cron_of(job.period_s), now)
-        if Schedule.objects.filter(pk=pk, next_run=next_run).update(next_run=slot):
-            logger.warning("tick_pulled_back", extra={"job": name, "next_run": str(slot)})
+        if Schedule.objects.filter(pk=tick.pk, next_run=tick.next_run).update(next_run=slot):
+            logger.warning("tick_pulled_back", extra={"job": tick.name, "next_run": str(slot)})

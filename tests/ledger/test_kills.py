@@ -7,7 +7,7 @@ import pytest
 from django.db import DatabaseError, OperationalError
 
 from ledger import poison, posting
-from ledger.models import OutboxEntry, OutboxQuerySet, Transaction
+from ledger.models import Account, OutboxEntry, OutboxQuerySet, Transaction
 from ledger.outbox import JOB
 from ledger.posting import post_due
 from recovery.clock import db_now
@@ -261,6 +261,13 @@ def test_entry_worked_with_care_that_is_gone_meanwhile_is_left_alone():
     entry = put("k", into("OAK", "1"))
     drain()
     assert not poison.post_with_care(policy(), entry.pk).claimed
+
+
+def test_lease_lost_while_missing_accounts_are_made_makes_none():
+    put("k", into("OAK", "1"))
+    with pytest.raises(LeaseLostError):
+        post_due(policy(seal=lose_at(1)), limit=10)
+    assert not Account.objects.exists()
 
 
 def test_lease_lost_under_care_works_nothing():

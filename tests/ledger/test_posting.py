@@ -63,6 +63,17 @@ def test_posted_entry_moves_stock_under_its_own_id():
     assert_books_balance()
 
 
+def test_batch_is_dated_at_its_end_not_at_its_begin(settings):
+    put("k", into("OAK", "1"))
+    drain()
+    put("l", into("OAK", "1"))
+    begun = db_now()
+    settings.RECOVERY_FAULTPOINTS = "outbox.before_commit=sleep:0.3"
+    result = post_due(policy(), limit=10)
+    assert len(result.posted) == 1
+    assert result.at >= begun + timedelta(seconds=0.3)
+
+
 def test_only_accounts_of_the_world_may_go_below_zero():
     put("k", into("OAK", "1"))
     drain()

@@ -10,7 +10,7 @@ from django_q.models import Schedule
 from recovery import leases, registry, schedules
 from recovery.clock import db_now
 from recovery.models import Job
-from recovery.schedules import Ticker, cron_of, mend, next_slot
+from recovery.schedules import Tick, Ticker, cron_of, mend, next_slot
 from tests.recovery.engine import in_threads, row_held
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -104,6 +104,13 @@ def test_each_job_gets_one_schedule():
     )  # fmt: skip
     assert row.cron == "* * * * * */10"
     assert db_now() < row.next_run <= db_now() + timedelta(seconds=10)
+
+
+def test_first_tick_is_by_the_database_though_the_host_reckons_two_hours_ahead(monkeypatch):
+    ahead = db_now() + timedelta(hours=2)
+    monkeypatch.setattr(Schedule, "calculate_next_run", lambda *_: ahead)
+    mend()
+    assert db_now() < outbox().next_run <= db_now() + timedelta(seconds=10)
 
 
 def test_mending_what_is_in_step_changes_nothing(caplog):
@@ -209,11 +216,17 @@ def test_nothing_due_is_no_tick(pushes):
     assert (pushes.tasks, ticker.ticks) == ([], 0)
 
 
-def test_second_without_a_tick_costs_two_queries(pushes, django_assert_num_queries):
+def test_second_without_a_tick_costs_one_query(pushes, django_assert_num_queries):
     mend()
     Schedule.objects.update(next_run=db_now() + timedelta(seconds=5))
-    with django_assert_num_queries(2):
-        Ticker(pushes).tick()
+    with django_assert_num_queries(1):
+        assert Ticker(pushes).tick()
+
+
+def test_nothing_scheduled_is_no_tick_and_no_wrong_clock(pushes, caplog):
+    ticker = Ticker(pushes)
+    assert ticker.tick()
+    assert (pushes.tasks, ticker.ticks, warnings(caplog)) == ([], 0, [])
 
 
 def test_missed_ticks_are_one(pushes):
@@ -254,9 +267,8 @@ def test_tick_one_period_ahead_is_left(pushes):
 
 def test_pulling_back_a_tick_another_host_moved_meanwhile_changes_nothing():
     mend()
-    seen = [(outbox().pk, OUTBOX, db_now() + timedelta(hours=2))]
-    kept = outbox().next_run
-    schedules.pull_back(db_now(), seen)
+    now, kept = db_now(), outbox().next_run
+    schedules.pull_back(now, [Tick(outbox().pk, OUTBOX, now + timedelta(hours=2), now)])
     assert outbox().next_run == kept
 
 
@@ -278,11 +290,12 @@ def test_host_whose_clock_is_off_leaves_the_tick_and_says_it_once(
 
 
 def test_host_whose_clock_is_put_right_while_it_is_compared_leaves_the_tick(monkeypatch):
+    mend()
     right = time.time
     readings = iter([right() - 7_200])
     monkeypatch.setattr(schedules.time, "time", lambda: next(readings, right()))
-    assert schedules.db_now_if_in_step() is None
-    assert schedules.db_now_if_in_step()
+    assert schedules.ticks_if_in_step() is None
+    assert schedules.ticks_if_in_step()
 
 
 @pytest.mark.parametrize("off_s", [-0.8, 0.8])
