@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Self
 
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
@@ -50,6 +50,16 @@ class OutboxQuerySet(models.QuerySet["OutboxEntry"]):
     def dead(self) -> Self:
         """Return the entries in the DLQ."""
         return self.filter(status=EntryStatus.DEAD)
+
+    def posted_before(self, moment: datetime) -> Self:
+        """Return the posted entries of before ``moment`` whose transaction is there.
+
+        No entry was made after it was posted: so they are a part of a range of the index on
+        status and ``created_at``, and posting need not write another one.
+        """
+        transactions = Transaction.objects.filter(event_key=OuterRef("event_key"))
+        posted = self.filter(status=EntryStatus.POSTED, created_at__lt=moment)
+        return posted.filter(Exists(transactions), posted_at__lt=moment)
 
     def blocking(self) -> Self:
         """Return the entries that hold back later ones of their aggregate."""

@@ -1,24 +1,21 @@
 """The jobs of split orders."""
 
 from collections import Counter
-from datetime import timedelta
 from itertools import islice
 
 from django.conf import settings
 from django.db import transaction
 
-from recovery.clock import db_now
 from recovery.registry import Batch, job
 from recovery.runner import Run
 from splits import stuck
 from splits.audit import Author
 from splits.finalize import finalize
-from splits.models import SplitOrder, StuckSighting
+from splits.models import SplitOrder
 
 BATCH = 20
 LOOK_AHEAD = 200
 """More than a batch: orders whose rows are locked must not hide those behind them."""
-SIGHTINGS_KEPT_DAYS = 30
 HELD_NAMED = 5
 
 
@@ -56,7 +53,6 @@ def recover_finalize_stuck(run: Run) -> Batch:
             held.append(found)
         run.progressed()
     _name_holders(held, request, run)
-    _forget_old_sightings(run)
     return Batch({key: count for key, count in counts.items() if count})
 
 
@@ -69,11 +65,3 @@ def _name_holders(held: list[stuck.Found], request: stuck.Request, run: Run) -> 
         with transaction.atomic():
             run.renew_lease()
         run.progressed()
-
-
-def _forget_old_sightings(run: Run) -> None:
-    old = StuckSighting.objects.older_than(db_now() - timedelta(days=SIGHTINGS_KEPT_DAYS))
-    if old.exists():
-        with transaction.atomic():
-            old.delete()
-            run.renew_lease()

@@ -28,6 +28,7 @@ def work(_run):
         ("finalizeRetryWorker", 30),
         ("recoverFinalizeStuck", 60),
         ("metricsCollect", 15),
+        ("auditArchive", 86_400),
     ],
 )
 def test_jobs_of_the_contract_are_found_with_their_default_periods(name, period_s):
