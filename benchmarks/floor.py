@@ -1,4 +1,4 @@
-"""The floor: the bare driver doing the same SQL in batches, without order, refusals or lease."""
+"""The floor: the bare driver doing the same SQL in batches, without refusals, waiting or leases."""
 
 import json
 from decimal import Decimal
@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import MySQLdb
 
 BATCH = 500
+BALANCES_AT_ONCE = 100
 
 
 def connect(url: str) -> Any:
@@ -38,61 +39,85 @@ def drain(url: str) -> int:
 def _post_batch(connection: Any) -> int:
     cursor = connection.cursor()
     cursor.execute(
-        "SELECT id, event_key, event_type, payload, content_hash FROM ledger_outboxentry"
+        "SELECT id, event_key, event_type, aggregate, payload, content_hash, attempts, created_at"
+        " FROM ledger_outboxentry"
         " WHERE status = 'pending' AND next_attempt_at <= UTC_TIMESTAMP(6)"
-        " ORDER BY status, next_attempt_at, id LIMIT %s FOR UPDATE SKIP LOCKED",
-        [BATCH],
+        f" ORDER BY status, next_attempt_at, id LIMIT {BATCH} FOR UPDATE SKIP LOCKED"
     )
     entries = cursor.fetchall()
     if entries:
+        _look(cursor, ",".join(str(entry[0]) for entry in entries))
         _post(cursor, entries)
     connection.commit()
     return len(entries)
 
 
+def _look(cursor: Any, ids: str) -> None:
+    """Ask what the product asks: who stands before these entries, which keys were posted."""
+    cursor.execute(
+        "SELECT e.aggregate,"
+        " (SELECT p.id FROM ledger_outboxentry p FORCE INDEX (outbox_aggregate)"
+        "   WHERE p.aggregate = e.aggregate AND p.status = 'pending' ORDER BY p.id LIMIT 1),"
+        " (SELECT p.id FROM ledger_outboxentry p FORCE INDEX (outbox_aggregate)"
+        "   WHERE p.aggregate = e.aggregate AND p.status = 'dead' ORDER BY p.id LIMIT 1)"
+        f" FROM ledger_outboxentry e WHERE e.id IN ({ids})"
+    )
+    cursor.fetchall()
+    cursor.execute(
+        "SELECT e.id FROM ledger_outboxentry e STRAIGHT_JOIN ledger_transaction t"
+        f" ON t.event_key = e.event_key WHERE e.id IN ({ids})"
+    )
+    cursor.fetchall()
+
+
 def _post(cursor: Any, entries: Any) -> None:
     lines = [
-        (pk, number, item["account"], Decimal(item["quantity"]))
-        for pk, _, _, payload, _ in entries
-        for number, item in enumerate(json.loads(payload)["postings"], start=1)
+        (entry[0], number, item["account"], Decimal(item["quantity"]))
+        for entry in entries
+        for number, item in enumerate(json.loads(entry[4])["postings"], start=1)
     ]
-    accounts = _lock_accounts(cursor, sorted({code for _, _, code, _ in lines}))
+    accounts = _accounts(cursor, sorted({code for _, _, code, _ in lines}))
     for _, _, code, quantity in lines:
         accounts[code][1] += quantity
+    ids = ",".join(str(entry[0]) for entry in entries)
     cursor.execute("SELECT UTC_TIMESTAMP(6)")
     (now,) = cursor.fetchone()
-    cursor.executemany(  # a row of marks alone: the driver sends many rows at once only then
+    cursor.execute(
         "INSERT INTO ledger_transaction (id, event_key, event_type, content_hash, posted_at)"
-        " VALUES (%s, %s, %s, %s, %s)",
-        [(pk, key, kind, digest, now) for pk, key, kind, _, digest in entries],
+        " SELECT id, event_key, event_type, content_hash, %s FROM ledger_outboxentry"
+        f" WHERE id IN ({ids})",
+        [now],
     )
-    cursor.executemany(
-        "INSERT INTO ledger_posting (transaction_id, line, account_id, quantity)"
-        " VALUES (%s, %s, %s, %s)",
-        [(pk, number, accounts[code][0], str(quantity)) for pk, number, code, quantity in lines],
+    values = ",".join(f"({pk},{line},{accounts[code][0]},{qty})" for pk, line, code, qty in lines)
+    cursor.execute(
+        f"INSERT INTO ledger_posting (transaction_id, line, account_id, quantity) VALUES {values}"
     )
-    _store(cursor, list(accounts.values()), [pk for pk, *_ in entries])
+    cursor.execute(
+        "UPDATE ledger_outboxentry SET status = 'posted', posted_at = %s WHERE id IN (" + ids + ")",
+        [now],
+    )
+    _store(cursor, list(accounts.values()))
 
 
-def _lock_accounts(cursor: Any, codes: list[str]) -> dict[str, list[Any]]:
+def _accounts(cursor: Any, codes: list[str]) -> dict[str, list[Any]]:
     marks = ", ".join(["%s"] * len(codes))
     cursor.execute(
-        f"SELECT code, id, balance FROM ledger_account WHERE code IN ({marks}) FOR UPDATE",
-        codes,
+        f"SELECT code, id, balance, closed_at FROM ledger_account WHERE code IN ({marks})", codes
     )
-    return {code: [pk, balance] for code, pk, balance in cursor.fetchall()}
+    return {code: [pk, balance] for code, pk, balance, _ in cursor.fetchall()}
 
 
-def _store(cursor: Any, accounts: list[list[Any]], ids: list[int]) -> None:
-    cases = " ".join(["WHEN %s THEN %s"] * len(accounts))
-    marks = ", ".join(["%s"] * len(accounts))
+def _store(cursor: Any, accounts: list[list[Any]]) -> None:
+    """Lock the accounts and store their balances, some at a time: a long CASE is slow."""
+    ids = ",".join(str(pk) for pk, _ in accounts)
     cursor.execute(
-        f"UPDATE ledger_account SET balance = CASE id {cases} END WHERE id IN ({marks})",
-        [str(value) for account in accounts for value in account] + [pk for pk, _ in accounts],
+        f"SELECT id, balance FROM ledger_account WHERE id IN ({ids}) ORDER BY id FOR UPDATE"
     )
-    marks = ", ".join(["%s"] * len(ids))
-    cursor.execute(
-        "UPDATE ledger_outboxentry SET status = 'posted', posted_at = UTC_TIMESTAMP(6)"
-        f" WHERE id IN ({marks})",
-        ids,
-    )
+    cursor.fetchall()
+    for start in range(0, len(accounts), BALANCES_AT_ONCE):
+        some = accounts[start : start + BALANCES_AT_ONCE]
+        cases = " ".join(f"WHEN {pk} THEN {balance}" for pk, balance in some)
+        ids = ",".join(str(pk) for pk, _ in some)
+        cursor.execute(
+            f"UPDATE ledger_account SET balance = CASE id {cases} END WHERE id IN ({ids})"
+        )

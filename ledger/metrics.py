@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 
 from django.conf import settings
 from django.db.models import Count, Min
@@ -58,9 +58,10 @@ def count(result: Result) -> None:
 
 
 def _ages_s(now: datetime, moments: Iterable[datetime | str]) -> Iterator[float]:
+    utc = now.replace(tzinfo=None)
     for moment in moments:
         made = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
-        yield max(0.0, (now - made.replace(tzinfo=UTC)).total_seconds())
+        yield max(0.0, (utc - made).total_seconds())
 
 
 @gauge("outbox_entries")

@@ -224,7 +224,13 @@ class Posting(AppendOnly):
     )
     line = models.PositiveSmallIntegerField(_("line"))
     account = models.ForeignKey(
-        Account, models.PROTECT, related_name="postings", verbose_name=_("account")
+        Account,
+        models.PROTECT,
+        related_name="postings",
+        verbose_name=_("account"),
+        # The database would lock the account of each new posting until the commit: two drains
+        # with one account in common would deadlock. Accounts are never removed.
+        db_constraint=False,
     )
     quantity = QuantityField(_("quantity"))
 

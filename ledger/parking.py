@@ -37,8 +37,11 @@ def barriers(entries: Sequence[Claimed]) -> dict[str, int]:
         by_count[len(ids)].append(ids[0])
     found: dict[str, int] = {}
     for count, samples in by_count.items():
-        for aggregate, *standing in rows.standings(samples, count):
-            barrier = _barrier(aggregate, by_aggregate[aggregate], *standing)
+        for aggregate, head, nth, dead in rows.standings(samples, count):
+            claimed = by_aggregate[aggregate]
+            if dead is None and nth == max(claimed):
+                continue  # the usual case
+            barrier = _barrier(aggregate, claimed, head, nth, dead)
             if barrier is not None:
                 found[aggregate] = barrier
     return found

@@ -1,10 +1,11 @@
 """Read payloads: what an entry would post, or why it cannot be read."""
 
 import json
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from decimal import Context, Decimal, InvalidOperation
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from django.core.exceptions import ValidationError
 
@@ -13,7 +14,6 @@ from ledger.outbox import SCHEMA_VERSION, checked_unit
 from recovery.fields import InexactQuantityError, checked_key, storable_quantity
 from recovery.models import stored_text
 
-_ZERO = Decimal(0)
 MIN_POSTINGS = 2
 MAX_POSTINGS = 32_767
 _WRONG_POSTINGS = f"postings must be a list of {MIN_POSTINGS} to {MAX_POSTINGS}"
@@ -23,6 +23,9 @@ Lines = list[tuple[AccountKey, Decimal]]
 
 _SUMS = Context(prec=40)
 """Enough for the exact sum of as many of the largest quantities as an entry can have."""
+
+_is_plain = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,6})?").fullmatch
+"""Tells whether a text is a quantity that every database keeps exactly: most are."""
 
 
 class RefusedError(Exception):
@@ -39,8 +42,7 @@ class UnknownVersionError(Exception):
     """The payload's schema version is for newer code."""
 
 
-@dataclass(frozen=True)
-class Movement:
+class Movement(NamedTuple):
     """What one payload posts: its lines and the change of each account they touch."""
 
     lines: Lines
@@ -53,14 +55,22 @@ def read(payload: str, vendor: str) -> Movement:
     Raises RefusedError (``payload_invalid``, ``unbalanced``); UnknownVersionError.
     """
     lines = [_line(item, vendor) for item in _postings(payload)]
-    changes: dict[AccountKey, Decimal] = {}
+    changes = _changes(lines)
     units: dict[str, Decimal] = {}
-    for key, quantity in lines:
-        changes[key] = _SUMS.add(changes.get(key, _ZERO), quantity)
-        units[key[1]] = _SUMS.add(units.get(key[1], _ZERO), quantity)
+    for (_, unit), change in changes.items():
+        units[unit] = _SUMS.add(units[unit], change) if unit in units else change
     if any(units.values()):
         raise RefusedError(ErrorCode.UNBALANCED, _sums_text(units.items()))
     return Movement(lines, changes)
+
+
+def _changes(lines: Lines) -> dict[AccountKey, Decimal]:
+    changes = dict(lines)
+    if len(changes) < len(lines):
+        changes = dict.fromkeys(changes, Decimal(0))
+        for key, quantity in lines:
+            changes[key] = _SUMS.add(changes[key], quantity)
+    return changes
 
 
 def _postings(payload: str) -> list[Any]:
@@ -99,6 +109,24 @@ def _shown(junk: Any) -> str:
 
 
 def _line(item: Any, vendor: str) -> tuple[AccountKey, Decimal]:
+    try:
+        quantity = item["quantity"]
+        if _is_plain(quantity):
+            return _account(item["account"], item["unit"]), Decimal(quantity)
+    except (KeyError, TypeError, ValidationError):
+        pass  # what is wrong is said below
+    return _checked_line(item, vendor)
+
+
+@lru_cache(maxsize=50_000)
+def _account(account: Any, unit: Any) -> AccountKey:
+    """Return the key of an account; each is checked once. Raises TypeError, ValidationError."""
+    if type(account) is not str or type(unit) is not str:
+        raise TypeError
+    return checked_key(account), checked_unit(unit)
+
+
+def _checked_line(item: Any, vendor: str) -> tuple[AccountKey, Decimal]:
     try:
         account, quantity, unit = (_text_in(item, name) for name in ("account", "quantity", "unit"))
         key = checked_key(account), checked_unit(unit)

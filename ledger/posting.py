@@ -2,38 +2,22 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from decimal import Decimal
 from functools import partial
-from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
 from ledger import parking, rows
+from ledger.judging import Accounts, Case, Verdict, judge, moved
 from ledger.models import ErrorCode, OutboxEntry
-from ledger.payloads import (
-    AccountKey,
-    Movement,
-    RefusedError,
-    UnknownVersionError,
-    read,
-)
+from ledger.payloads import AccountKey, RefusedError, UnknownVersionError, read
 from recovery.clock import db_now
 from recovery.errors import code_of, is_infrastructure, is_too_large, with_retries
 from recovery.faultpoints import faultpoint
-from recovery.fields import (
-    QUANTITY_PLACES,
-    SQLITE_DIGITS,
-    InexactQuantityError,
-    storable_quantity,
-)
 
 logger = logging.getLogger(__name__)
-
-KEPT_BY_ALL = Decimal(10) ** (SQLITE_DIGITS - QUANTITY_PLACES)
-"""Below this, six decimals make no more digits than every database keeps exactly."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +100,10 @@ class MissingAccountsError(Exception):
         self.keys = keys
 
 
+class OvertakenError(Exception):
+    """Another drain moved the accounts meanwhile, and the batch would be judged otherwise now."""
+
+
 class BatchRefusedError(Exception):
     """The database refused the batch for the sake of one of its entries."""
 
@@ -140,19 +128,8 @@ class _Work:
     """Attempts by id, as first claimed: whatever has others now was charged since."""
     charged: bool = False
     guilty: Mapping[int, RefusedError] = field(default_factory=dict)
-
-    def attempt(self, entry: rows.Claimed) -> int:
-        """Return the number of the attempt at ``entry`` that is under way."""
-        return entry.attempts if self.charged else entry.attempts + 1
-
-    def facts(self, entry: rows.Claimed, code: str = ErrorCode.UNEXPECTED) -> dict[str, Any]:
-        """Return what log records say of an attempt that failed."""
-        return {
-            "entry": entry.id,
-            "key": entry.event_key,
-            "code": code,
-            "attempt": self.attempt(entry),
-        }
+    locks_first: bool = False
+    """Lock the accounts before they are read: slower, and nobody can overtake."""
 
 
 def post_due(policy: Policy, *, limit: int) -> Result:
@@ -200,7 +177,8 @@ def _blamed(work: _Work, pk: int, error: DatabaseError) -> Result:
         return _settled(replace(work, ids=[pk], limit=1, guilty={pk: refusal}))
     except BatchRefusedError as refused:
         (entry,) = refused.entries
-        facts = {**work.facts(entry), "errno": code_of(refused.error), "detail": refusal.text}
+        facts = Case(charged=work.charged).facts(entry)
+        facts |= {"errno": code_of(refused.error), "detail": refusal.text}
         logger.exception("entry_not_charged", extra=facts)
         return Result(claimed=1, errors=[refused.error])
 
@@ -219,16 +197,18 @@ def _settled(work: _Work) -> Result:
 
 
 def _posted(work: _Work) -> Result:
-    """Post a batch, again after making accounts; each try may claim others."""
+    """Post a batch, again after making accounts or being overtaken; each try may claim others."""
     made: set[AccountKey] = set()
     while True:
         try:
-            return with_retries(lambda: _committed(work))
+            return with_retries(partial(_committed, work))
         except MissingAccountsError as missing:
             if made >= missing.keys:
                 raise
             made |= missing.keys
             with_retries(partial(_make_accounts, work.policy, missing.keys))
+        except OvertakenError:
+            work = replace(work, locks_first=True)
 
 
 def _make_accounts(policy: Policy, keys: Set[AccountKey]) -> None:
@@ -265,17 +245,22 @@ def _settle_followers(policy: Policy, result: Result) -> None:
 
 
 class _Batch:
-    """One batch within its transaction."""
+    """One batch within its transaction.
+
+    Balances are read without locks, the batch is judged by them and its rows are written. Only
+    then are the accounts locked that must not go below zero, and the verdict is confirmed by what
+    they hold now; the others change by difference at the very end. So drains at work on the same
+    accounts wait for one another no longer than the last statements take.
+    """
 
     def __init__(self, work: _Work) -> None:
         self.work = work
         self.policy = work.policy
         self.now = db_now()
         self.result = Result(self.now)
-        self.movements: dict[int, Movement] = {}
-        self.refusals: dict[int, RefusedError] = dict(work.guilty)
-        self.postponed: set[int] = set()
-        self.charges: list[rows.Charge] = []
+        self.case = Case(
+            refusals=dict(work.guilty), guilty=work.guilty.keys(), charged=work.charged
+        )
 
     def post(self) -> Result:
         """Claim, judge and write one batch."""
@@ -298,11 +283,12 @@ class _Batch:
         return [it for it in entries if seen.setdefault(it.id, it.attempts) == it.attempts]
 
     def _work(self, entries: Sequence[rows.Claimed]) -> None:
-        known = rows.posted_hashes([entry.event_key for entry in entries])
-        self._read(entries, known)
-        accounts = self._lock_accounts()
-        self._walk(entries, known, accounts)
-        self._write(accounts)
+        self._read(entries)
+        accounts = self._accounts()
+        verdict = judge(self.case, accounts)
+        self._write(verdict, accounts)
+        self._balance(verdict, accounts)
+        self._report(verdict)
 
     def _in_order(self, entries: Sequence[rows.Claimed]) -> list[rows.Claimed]:
         """Return the entries by id, less those behind an entry outside the batch."""
@@ -316,164 +302,100 @@ class _Batch:
                 workable.append(entry)
         return workable
 
-    def _read(self, entries: Iterable[rows.Claimed], known: dict[str, str]) -> None:
-        vendor = connection.vendor
+    def _read(self, entries: Sequence[rows.Claimed]) -> None:
+        case, vendor = self.case, connection.vendor
+        case.entries = entries
+        case.known = rows.posted_before([entry.id for entry in entries])
         for entry in entries:
-            settled = entry.id in self.refusals or entry.event_key in known
-            if settled or self._is_suspect(entry):
-                continue
-            try:
-                self.movements[entry.id] = read(entry.payload, vendor)
-            except RefusedError as refusal:
-                self.refusals[entry.id] = refusal
-            except UnknownVersionError:
-                self.postponed.add(entry.id)
+            if entry.killed and not self.work.charged:
+                case.suspects.add(entry.id)
+            elif entry.id not in case.refusals and entry.id not in case.known:
+                try:
+                    case.movements[entry.id] = read(entry.payload, vendor)
+                except RefusedError as refusal:
+                    case.refusals[entry.id] = refusal
+                except UnknownVersionError:
+                    case.postponed.add(entry.id)
 
-    def _lock_accounts(self) -> dict[AccountKey, rows.AccountRow]:
-        wanted = {key for movement in self.movements.values() for key in movement.changes}
-        accounts = rows.lock_accounts(wanted)
+    def _accounts(self) -> Accounts:
+        wanted = {key for movement in self.case.movements.values() for key in movement.changes}
+        accounts = rows.read_accounts(wanted)
         if len(accounts) < len(wanted):
             raise MissingAccountsError(wanted - accounts.keys())
+        if self.work.locks_first:
+            for guarded in (True, False):  # the order in which every batch locks them
+                accounts = _as_locked(accounts, self._lock(accounts, guarded=guarded))
         return accounts
 
-    def _walk(
-        self,
-        entries: Iterable[rows.Claimed],
-        known: dict[str, str],
-        accounts: dict[AccountKey, rows.AccountRow],
-    ) -> None:
-        """Judge the entries in id order against the running balances."""
-        heads: dict[str, int] = {}
-        for entry in entries:
-            head = heads.get(entry.aggregate)
-            if head is not None:
-                self.result.behind.setdefault(head, []).append(entry.id)
-                continue
-            if not self._settles(entry, known, accounts):
-                heads[entry.aggregate] = entry.id
-        self.result.held_back = set(heads)
+    @staticmethod
+    def _lock(accounts: Accounts, *, guarded: bool) -> dict[int, rows.Stored]:
+        return rows.lock_accounts(it for it in accounts.values() if _is_guarded(it) is guarded)
 
-    def _is_suspect(self, entry: rows.Claimed) -> bool:
-        return entry.killed and not self.work.charged
-
-    def _settles(
-        self,
-        entry: rows.Claimed,
-        known: dict[str, str],
-        accounts: dict[AccountKey, rows.AccountRow],
-    ) -> bool:
-        """Judge one entry; False: it stays, and those behind it must wait."""
-        if self._is_suspect(entry):
-            self.result.suspects.append(entry.id)
-            return False
-        if entry.id in self.postponed:
-            self.result.postponed.append(entry.id)
-            return False
-        try:
-            self._judge(entry, known, accounts)
-        except RefusedError as refusal:
-            self.result.failures[entry.id] = refusal
-            self._charge(entry, refusal)
-            return False
-        return True
-
-    def _judge(
-        self,
-        entry: rows.Claimed,
-        known: dict[str, str],
-        accounts: dict[AccountKey, rows.AccountRow],
-    ) -> None:
-        """Move the balances as the entry asks, or refuse it and move nothing."""
-        try:
-            if entry.id not in self.work.guilty:
-                faultpoint(f"outbox.entry:{entry.event_key}")
-            self._move_or_refuse(entry, known, accounts)
-        except RefusedError:
-            raise
-        except Exception as error:
-            logger.exception("entry_failed", extra=self.work.facts(entry))
-            text = f"{type(error).__name__}: {error}"
-            raise RefusedError(ErrorCode.UNEXPECTED, text) from error
-
-    def _move_or_refuse(
-        self,
-        entry: rows.Claimed,
-        known: dict[str, str],
-        accounts: dict[AccountKey, rows.AccountRow],
-    ) -> None:
-        if entry.id in self.refusals:
-            raise self.refusals[entry.id]
-        if entry.event_key not in known:
-            _move(self.movements[entry.id], accounts)
-            self.result.posted.append(entry)
-        elif known[entry.event_key] == entry.content_hash:
-            self.result.duplicates.append(entry)
-        else:
-            text = "this key was posted before with other content"
-            raise RefusedError(ErrorCode.KEY_CONFLICT, text)
-
-    def _charge(self, entry: rows.Claimed, refusal: RefusedError) -> None:
-        attempts = self.work.attempt(entry)
-        dead = attempts >= self.policy.max_attempts
-        if dead:
-            self.result.dead.append(entry.id)
-        log = logger.info if refusal.code is not ErrorCode.UNEXPECTED else logger.warning
-        facts = {**self.work.facts(entry, refusal.code), "detail": refusal.text, "dead": dead}
-        log("entry_refused", extra=facts)
-        self.charges.append(
-            rows.Charge(
-                entry=entry,
-                attempts=attempts,
-                next_attempt_at=self.now + timedelta(seconds=self.policy.delay_sec(attempts)),
-                code=refusal.code,
-                text=refusal.text,
-                dead=dead,
-            )
-        )
-
-    def _write(self, accounts: dict[AccountKey, rows.AccountRow]) -> None:
-        result = self.result
-        rows.insert_transactions(result.posted, self.now)
+    def _write(self, verdict: Verdict, accounts: Accounts) -> None:
+        """Write all but the balances."""
+        posted = [entry.id for entry in verdict.posted]
+        rows.insert_transactions(posted, self.now)
         rows.insert_postings(
-            (entry.id, line, accounts[key].id, quantity)
-            for entry in result.posted
-            for line, (key, quantity) in enumerate(self.movements[entry.id].lines, start=1)
+            (pk, line, accounts[key].id, quantity)
+            for pk in posted
+            for line, (key, quantity) in enumerate(self.case.movements[pk].lines, start=1)
         )
-        rows.store_balances([account for account in accounts.values() if account.moved])
-        rows.mark_posted([entry.id for entry in result.posted + result.duplicates], self.now)
-        rows.store_charges(self.charges, actor=self.policy.actor)
-        if result.postponed:
+        rows.mark_posted(posted + [entry.id for entry in verdict.duplicates], self.now)
+        charges = [self._charge(entry, refusal) for entry, refusal in verdict.refused]
+        rows.store_charges(charges, actor=self.policy.actor)
+        if verdict.postponed:
             until = self.now + timedelta(seconds=self.policy.unknown_version_delay_s)
-            OutboxEntry.objects.park(result.postponed, until)
+            OutboxEntry.objects.park(verdict.postponed, until)
+
+    def _balance(self, verdict: Verdict, accounts: Accounts) -> None:
+        """Confirm the verdict by the accounts as they are now, and store their balances."""
+        if not self.work.locks_first:
+            locked = self._lock(accounts, guarded=True)
+            if any(it.stored != locked.get(it.id, it.stored) for it in accounts.values()):
+                accounts = _as_locked(accounts, locked)
+                if not judge(self.case.once_more(verdict), accounts).agrees(verdict):
+                    raise OvertakenError
+        changed = moved(accounts.values())
+        rows.store_balances([account for account in changed if _is_guarded(account)])
+        if not rows.change_balances([it for it in changed if not _is_guarded(it)]):
+            raise OvertakenError
+
+    def _charge(self, entry: rows.Claimed, refusal: RefusedError) -> rows.Charge:
+        attempts = self.case.attempt(entry)
+        return rows.Charge(
+            entry=entry,
+            attempts=attempts,
+            next_attempt_at=self.now + timedelta(seconds=self.policy.delay_sec(attempts)),
+            code=refusal.code,
+            text=refusal.text,
+            dead=attempts >= self.policy.max_attempts,
+        )
+
+    def _report(self, verdict: Verdict) -> None:
+        result = self.result
+        result.posted, result.duplicates = verdict.posted, verdict.duplicates
+        result.postponed, result.suspects = verdict.postponed, verdict.suspects
+        result.held_back = verdict.held_back
+        for head, waiting in verdict.behind.items():
+            result.behind.setdefault(head, []).extend(waiting)
+        for entry, refusal in verdict.refused:
+            result.failures[entry.id] = refusal
+            dead = self.case.attempt(entry) >= self.policy.max_attempts
+            if dead:
+                result.dead.append(entry.id)
+            log = logger.warning if refusal.code is ErrorCode.UNEXPECTED else logger.info
+            facts = {**self.case.facts(entry, refusal.code), "detail": refusal.text, "dead": dead}
+            log("entry_refused", extra=facts)
 
 
-def _move(movement: Movement, accounts: dict[AccountKey, rows.AccountRow]) -> None:
-    """Apply the changes to the running balances; refuse all of them or none."""
-    after: list[tuple[rows.AccountRow, Decimal]] = []
-    for key, change in movement.changes.items():
-        account = accounts[key]
-        if account.closed:
-            raise RefusedError(ErrorCode.ACCOUNT_CLOSED, f"account {key[0]} [{key[1]}] is closed")
-        balance = account.balance + change
-        if balance < 0 and change < 0 and not account.allow_negative:
-            raise RefusedError(
-                ErrorCode.INSUFFICIENT_BALANCE,
-                f"account {key[0]} [{key[1]}] holds {account.balance:f},"
-                f" which {change:f} would take below zero",
-            )
-        after.append((account, _storable(key, balance)))
-    for account, balance in after:
-        account.balance = balance
-        account.moved = True
+def _as_locked(accounts: Accounts, locked: Mapping[int, rows.Stored]) -> Accounts:
+    """Return the accounts unmoved, with what they hold now where they are locked."""
+    now = {key: locked.get(account.id, account.stored) for key, account in accounts.items()}
+    return {
+        key: rows.AccountRow(account.id, now[key], now[key][0]) for key, account in accounts.items()
+    }
 
 
-def _storable(key: AccountKey, balance: Decimal) -> Decimal:
-    """Return ``balance``, a sum of quantities with six decimals, if the database keeps it."""
-    if -KEPT_BY_ALL < balance < KEPT_BY_ALL:
-        return balance
-    try:
-        return storable_quantity(balance, connection.vendor)
-    except InexactQuantityError as error:
-        raise RefusedError(
-            ErrorCode.UNEXPECTED, f"the balance of {key[0]} [{key[1]}]: {error}"
-        ) from error
+def _is_guarded(account: rows.AccountRow) -> bool:
+    """Tell whether the account is to be locked; on SQLite who writes has all of them locked."""
+    return not account.allow_negative or not connection.features.has_select_for_update

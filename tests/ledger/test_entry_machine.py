@@ -16,7 +16,7 @@ from django.test import override_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ledger import accounts, posting
+from ledger import accounts, judging, posting
 from ledger.models import Account, OutboxEntry, Transaction
 from ledger.outbox import JOB, KeyConflictError, Line, publish
 from ledger.rows import DIED
@@ -221,6 +221,7 @@ class EntryMachine(RuleBasedStateMachine):
         with (
             override_settings(JOB_OUTBOX_BATCH_SIZE=limit),
             mock.patch.object(posting, "faultpoint", fault),
+            mock.patch.object(judging, "faultpoint", fault),
         ):
             try:
                 found = runner.run_job(JOB).status

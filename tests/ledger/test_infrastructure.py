@@ -50,10 +50,9 @@ def test_deadlock_is_tried_again_and_charges_nobody(second_connection, eventuall
     with second_connection.cursor() as cursor:
         cursor.execute("BEGIN")
         # The victim is who has changed less: let that be the drain.
-        cursor.execute("UPDATE ledger_transaction SET event_type = CONCAT(event_type, '!')")
         cursor.execute(
-            "INSERT INTO ledger_transaction (event_key, event_type, content_hash, posted_at)"
-            " SELECT CONCAT('x', seq), '', '', NOW() FROM seq_1_to_1000"
+            "INSERT INTO recovery_sample (name, labels, value, at)"
+            " SELECT CONCAT('x', seq), '', 0, NOW() FROM seq_1_to_1000"
         )
         cursor.execute("SELECT 1 FROM ledger_account WHERE id = %s FOR UPDATE", [last])
         drained = Background(lambda: post_due(policy(), limit=10))

@@ -70,7 +70,7 @@ def test_whatever_is_logged_while_an_entry_is_worked_alone_names_it(monkeypatch)
         raise OperationalError(1213, "Deadlock found")
 
     entry = put("k", into("OAK", "1"))
-    monkeypatch.setattr(rows, "posted_hashes", fail)
+    monkeypatch.setattr(rows, "posted_before", fail)
     with kept() as lines, pytest.raises(OperationalError):
         poison.post_with_care(policy(), entry.pk)
     tries = [it for it in lines if it["event"] == "database_retry"]

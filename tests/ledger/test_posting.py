@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from ledger import metrics, poison, posting
+from ledger import judging, metrics, poison
 from ledger.models import Account, EntryStatus, OutboxEntry, Posting, Transaction
 from ledger.outbox import content_hash
 from ledger.payloads import RefusedError
@@ -304,9 +304,9 @@ def test_balance_that_cannot_be_kept_is_refused():
 @pytest.mark.parametrize("vendor", ["mysql", "sqlite"])
 @given(
     balance=st.one_of(
-        st.decimals(-2 * posting.KEPT_BY_ALL, 2 * posting.KEPT_BY_ALL, places=6),
-        st.integers(-5, 5).map(lambda n: posting.KEPT_BY_ALL + n * Decimal("0.000001")),
-        st.integers(-5, 5).map(lambda n: -posting.KEPT_BY_ALL + n * Decimal("0.000001")),
+        st.decimals(-2 * judging.KEPT_BY_ALL, 2 * judging.KEPT_BY_ALL, places=6),
+        st.integers(-5, 5).map(lambda n: judging.KEPT_BY_ALL + n * Decimal("0.000001")),
+        st.integers(-5, 5).map(lambda n: -judging.KEPT_BY_ALL + n * Decimal("0.000001")),
     )
 )
 def test_small_balances_are_kept_without_looking_as_if_looked_at(vendor, balance):
@@ -317,8 +317,8 @@ def test_small_balances_are_kept_without_looking_as_if_looked_at(vendor, balance
             return None
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(posting, "connection", SimpleNamespace(vendor=vendor))
-        found = kept(lambda: posting._storable(("stock:OAK", "m2"), balance))
+        patch.setattr(judging, "connection", SimpleNamespace(vendor=vendor))
+        found = kept(lambda: judging._storable(("stock:OAK", "m2"), balance))
     wanted = kept(lambda: storable_quantity(balance, vendor))
     assert found == wanted
     assert str(found) == str(wanted)
@@ -326,7 +326,7 @@ def test_small_balances_are_kept_without_looking_as_if_looked_at(vendor, balance
 
 def test_balance_of_a_small_account_is_not_looked_at_digit_by_digit(monkeypatch):
     looked = []
-    monkeypatch.setattr(posting, "storable_quantity", lambda *found: looked.append(found))
+    monkeypatch.setattr(judging, "storable_quantity", lambda *found: looked.append(found))
     put("k", into("OAK", "1"))
     drain()
     assert not looked

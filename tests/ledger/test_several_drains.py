@@ -1,0 +1,160 @@
+"""Several drains at once: hot accounts neither serialize nor deadlock them, nobody is overtaken."""
+
+import random
+import threading
+
+import pytest
+from django.db.models.functions import Now
+
+from ledger import rows
+from ledger.models import Account, OutboxEntry
+from ledger.outbox import Line
+from ledger.posting import post_due
+from recovery.errors import DEADLOCK
+from tests.ledger.entries import (
+    DEADLINE_S,
+    WORLD,
+    Background,
+    assert_books_balance,
+    balance,
+    drain,
+    into,
+    make_due,
+    policy,
+    put,
+    state,
+    store,
+)
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.mariadb]
+
+SKUS = 5
+
+
+def moves(seed):
+    """Return lines that touch the hot account and three of five others, in any order."""
+    dice = random.Random(seed)
+    found = [Line(f"stock:{n}", 1, "m2") for n in dice.sample(range(SKUS), 3)]
+    found.append(Line(WORLD, -3, "m2"))
+    dice.shuffle(found)
+    return found
+
+
+def meanwhile(monkeypatch, name, action):
+    """Let ``action`` happen just before the statement ``rows.<name>``, once."""
+    statement, left = getattr(rows, name), [action]
+
+    def after_action(*arguments):
+        if left:
+            left.pop()()
+        return statement(*arguments)
+
+    monkeypatch.setattr(rows, name, after_action)
+
+
+def apart(action):
+    """Do ``action`` on a connection of its own, to its end."""
+    return lambda: Background(action).result()
+
+
+def test_drains_with_accounts_in_common_post_everything_once_without_a_deadlock(caplog):
+    caplog.set_level("INFO", "recovery.errors")
+    store((f"k{n}", f"lot:{n}", moves(n)) for n in range(1_200))
+    drains = [Background(lambda: drain(limit=40)) for _ in range(3)]
+    results = [it.result() for it in drains]
+    assert sum(len(it.posted) for it in results) == 1_200
+    assert not OutboxEntry.objects.pending().exists()
+    assert balance(WORLD) == -3_600
+    assert_books_balance()
+    assert DEADLOCK not in [it.code for it in caplog.records if it.msg == "database_retry"]
+
+
+def test_drain_that_hangs_before_its_accounts_are_locked_holds_nobody_back(monkeypatch):
+    put("in", into("OAK", "3"))
+    drain()
+    first, second = put("k3", into("OAK", "3")), put("k4", into("OAK", "4"))
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang():
+        hangs.set()
+        assert goes_on.wait(DEADLINE_S)
+
+    meanwhile(monkeypatch, "lock_accounts", hang)
+    slow = Background(lambda: post_due(policy(), limit=1))
+    assert hangs.wait(DEADLINE_S)
+    assert [it.id for it in post_due(policy(), limit=1).posted] == [second.pk]
+    goes_on.set()
+    assert [it.id for it in slow.result().posted] == [first.pk]
+    assert balance("stock:OAK") == 10
+    assert_books_balance()
+
+
+def test_stock_that_another_drain_takes_first_is_not_taken_twice(monkeypatch):
+    put("in", into("OAK", "5"))
+    drain()
+    late = put("late", into("OAK", "-4"))
+
+    def take():
+        put("early", into("OAK", "-3"))
+        assert post_due(policy(), limit=10).posted
+
+    meanwhile(monkeypatch, "lock_accounts", apart(take))
+    assert post_due(policy(), limit=10).failures.keys() == {late.pk}
+    assert state(late) == ("pending", 1, "insufficient_balance")
+    assert balance("stock:OAK") == 2
+    assert_books_balance()
+
+
+def test_stock_that_comes_in_meanwhile_is_not_refused(monkeypatch):
+    out = put("out", into("OAK", "-4"))
+    drain()
+    make_due()
+    assert state(out)[1] == 1
+
+    def bring():
+        put("in", into("OAK", "5"))
+        post_due(policy(), limit=10)
+
+    meanwhile(monkeypatch, "lock_accounts", apart(bring))
+    assert [it.id for it in post_due(policy(), limit=10).posted] == [out.pk]
+    assert balance("stock:OAK") == 1
+    assert_books_balance()
+
+
+@pytest.mark.parametrize(
+    ("code", "statement"), [("stock:OAK", "lock_accounts"), (WORLD, "change_balances")]
+)
+def test_account_that_is_closed_meanwhile_takes_no_posting(monkeypatch, code, statement):
+    put("k", into("OAK", "1"))
+    drain()
+    entry = put("late", into("OAK", "1"))
+    account = Account.objects.get(code=code)
+
+    def close():  # by its key alone: looking for it would wait for the accounts that are locked
+        Account.objects.filter(pk=account.pk).update(closed_at=Now())
+
+    meanwhile(monkeypatch, statement, apart(close))
+    assert not post_due(policy(), limit=10).posted
+    assert state(entry) == ("pending", 1, "account_closed")
+    assert balance("stock:OAK") == 1
+    assert_books_balance()
+
+
+def test_balances_that_move_meanwhile_without_changing_the_verdict_cost_no_second_try(monkeypatch):
+    put("k", into("OAK", "9"))
+    drain()
+    mine, other = put("mine", into("OAK", "-1")), put("other", into("OAK", "2"))
+    claimed = []
+    claim = rows.claim
+
+    def noted(limit):
+        found = claim(limit)
+        claimed.extend(it.id for it in found)
+        return found
+
+    monkeypatch.setattr(rows, "claim", noted)
+    meanwhile(monkeypatch, "lock_accounts", apart(lambda: post_due(policy(), limit=1)))
+    assert [it.id for it in post_due(policy(), limit=1).posted] == [mine.pk]
+    assert claimed == [mine.pk, other.pk]
+    assert balance("stock:OAK") == 10
+    assert_books_balance()
