@@ -2,21 +2,38 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, connection
 
-from ledger.models import UNIT_MAX_LENGTH, OutboxEntry, Transaction
+from ledger.models import UNIT_MAX_LENGTH, EntryStatus, OutboxEntry, Transaction
 from recovery.fields import checked_key, storable_quantity
 from recovery.wakeups import wake_on_commit
 
 SCHEMA_VERSION = 1
 JOB = "processLedgerOutbox"
+CONTENT = ("event_key", "content_hash")
+STORED = ("event_key", "event_type", "aggregate", "payload", "content_hash", "traceparent")
+INSERT = (
+    f"INSERT INTO {OutboxEntry._meta.db_table}"  # noqa: S608 - constants
+    f" (status, attempts, last_error_code, last_error, {', '.join(STORED)}) VALUES ("
+    # No status where the ledger has the key with other content: the database refuses the row.
+    # (INSERT … SELECT … WHERE NOT EXISTS would lock out other publishers while it waits.)
+    f"CASE WHEN EXISTS (SELECT 1 FROM {Transaction._meta.db_table}"
+    " WHERE event_key = %s AND content_hash <> %s) THEN NULL ELSE 'pending' END,"
+    f" 0, '', '', {', '.join(['%s'] * len(STORED))})"
+)
+KNOWN = [
+    column.attname
+    for column in OutboxEntry._meta.concrete_fields
+    if column.attname in {"id", "status", *STORED}
+]
+"""What is known of an entry that was just stored; the rest is read where it is asked for."""
 EVENT_TYPE_MAX_LENGTH = 100
 TRACEPARENT_MAX_LENGTH = 55
 
@@ -61,16 +78,25 @@ class Line:
     unit: str
 
 
+_encoder = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+
+
 def canonical(content: Any) -> str:
     """Return ``content`` as JSON that is the same text for the same content."""
-    return json.dumps(
-        content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return _encoder.encode(content)
 
 
 def content_hash(event_type: str, aggregate: str, payload: Any) -> str:
     """Return the SHA-256 of what an event key stands for (hexadecimal, 64 characters)."""
-    text = canonical({"aggregate": aggregate, "event_type": event_type, "payload": payload})
+    return _hash_of(event_type, aggregate, canonical(payload))
+
+
+def _hash_of(event_type: str, aggregate: str, payload: str) -> str:
+    """Return the hash of the canonical object of the three; ``payload`` is canonical already."""
+    head = f'"aggregate":{canonical(aggregate)},"event_type":{canonical(event_type)}'
+    text = f'{{{head},"payload":{payload}}}'
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -103,6 +129,17 @@ def quantity_text(quantity: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+@dataclass(frozen=True)
+class Event:
+    """What happened, and the stock movement that it caused."""
+
+    event_key: str
+    event_type: str
+    aggregate: str
+    lines: Sequence[Line]
+    traceparent: str = ""
+
+
 def publish(
     *,
     event_key: str,
@@ -120,53 +157,87 @@ def publish(
     PayloadTooLargeError; ValidationError: a key, type, account or unit that cannot be a key;
     InexactQuantityError. Whether the postings balance is judged when they are posted.
     """
-    if not connection.in_atomic_block:
-        raise PublishOutsideTransactionError
-    for key in (event_key, aggregate):
-        checked_key(key)
-    checked_short_key(event_type, EVENT_TYPE_MAX_LENGTH)
-    for line in lines:
-        checked_key(line.account)
-        checked_unit(line.unit)
-        storable_quantity(line.quantity, connection.vendor)
-    payload = payload_of(lines)
-    size = len(canonical(payload).encode())
-    if size > settings.OUTBOX_MAX_PAYLOAD_BYTES:
-        raise PayloadTooLargeError(event_key, size)
-    entry = _insert_once(
-        OutboxEntry(
-            event_key=event_key,
-            event_type=event_type,
-            aggregate=aggregate,
-            payload=payload,
-            content_hash=content_hash(event_type, aggregate, payload),
-            # A header from elsewhere must not stop the business.
-            traceparent=traceparent if len(traceparent) <= TRACEPARENT_MAX_LENGTH else "",
-        )
-    )
+    _require_transaction()
+    entry = _insert_once(_row_of(Event(event_key, event_type, aggregate, lines, traceparent)))
     wake_on_commit(JOB)
     return entry
 
 
-def _insert_once(entry: OutboxEntry) -> OutboxEntry:
-    known = _known(entry)
-    if known:
-        return known
+def publish_all(events: Iterable[Event]) -> None:
+    """Publish many events at once, each as ``publish`` does: all of them or none.
+
+    The caller rolls back where one is refused. Raises what ``publish`` raises, and IntegrityError
+    where another publisher came first with one of the keys.
+    """
+    _require_transaction()
+    rows = [_row_of(event) for event in events]
+    keys = [row["event_key"] for row in rows]
+    known = dict(OutboxEntry.objects.filter(event_key__in=keys).values_list(*CONTENT))
+    posted = dict(Transaction.objects.filter(event_key__in=keys).values_list(*CONTENT))
+    for key, content in (tuple(row[name] for name in CONTENT) for row in rows):
+        if (posted | known).get(key, content) != content:
+            raise KeyConflictError(key)
+    OutboxEntry.objects.bulk_create(
+        OutboxEntry(**row | {"payload": json.loads(row["payload"])})
+        for row in rows
+        if row["event_key"] not in known
+    )
+    wake_on_commit(JOB)
+
+
+def _require_transaction() -> None:
+    if not connection.in_atomic_block:
+        raise PublishOutsideTransactionError
+
+
+def _row_of(event: Event) -> dict[str, str]:
+    """Return what is stored of an event, checked; the payload as canonical JSON."""
+    for key in (event.event_key, event.aggregate):
+        checked_key(key)
+    checked_short_key(event.event_type, EVENT_TYPE_MAX_LENGTH)
+    for line in event.lines:
+        checked_key(line.account)
+        checked_unit(line.unit)
+        storable_quantity(line.quantity, connection.vendor)
+    payload = canonical(payload_of(event.lines))
+    size = len(payload.encode())
+    if size > settings.OUTBOX_MAX_PAYLOAD_BYTES:
+        raise PayloadTooLargeError(event.event_key, size)
+    traceparent = event.traceparent
+    return {
+        "event_key": event.event_key,
+        "event_type": event.event_type,
+        "aggregate": event.aggregate,
+        "payload": payload,
+        "content_hash": _hash_of(event.event_type, event.aggregate, payload),
+        # A header from elsewhere must not stop the business.
+        "traceparent": traceparent if len(traceparent) <= TRACEPARENT_MAX_LENGTH else "",
+    }
+
+
+def _insert_once(row: Mapping[str, str]) -> OutboxEntry:
+    """Store the entry by one statement, which fails where its key has other content already.
+
+    No look before: keys are new almost always, and each round trip is one of the business's.
+    """
+    key, content = (row[name] for name in CONTENT)
     try:
-        with transaction.atomic():
-            entry.save(force_insert=True)
-    except IntegrityError:
-        known = _known(entry)  # another publisher was first
-        if not known:
+        with connection.cursor() as cursor:
+            cursor.execute(INSERT, [key, content, *(row[name] for name in STORED)])
+            pk = cursor.lastrowid
+    except IntegrityError:  # the statement alone is undone
+        there = _known(key, content)
+        if not there:
             raise
-        return known
-    return entry
+        return there
+    known = {**row, "id": pk, "payload": json.loads(row["payload"]), "status": EntryStatus.PENDING}
+    return OutboxEntry.from_db(connection.alias, KNOWN, [known[name] for name in KNOWN])
 
 
-def _known(entry: OutboxEntry) -> OutboxEntry | None:
+def _known(event_key: str, content: str) -> OutboxEntry | None:
     """Return the entry of the same key and content there is; raise KeyConflictError."""
-    known = OutboxEntry.objects.filter(event_key=entry.event_key).first()
-    posted = known or Transaction.objects.filter(event_key=entry.event_key).first()
-    if posted and posted.content_hash != entry.content_hash:
-        raise KeyConflictError(entry.event_key)
+    known = OutboxEntry.objects.filter(event_key=event_key).first()
+    posted = known or Transaction.objects.filter(event_key=event_key).first()
+    if posted and posted.content_hash != content:
+        raise KeyConflictError(event_key)
     return known

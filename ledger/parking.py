@@ -7,6 +7,7 @@ with some of them locked holds back nobody else.
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from django.db import connection, transaction
 
@@ -20,7 +21,12 @@ PARK_ALL_FROM = 50
 AT_ONCE = 10_000
 """So many entries are parked or released in one statement: a hundred thousand take several."""
 BUSY_HEAD_DELAY_S = 5.0
-"""How long followers wait for a head that another transaction has locked."""
+"""How long followers wait, at most, for a head that another transaction has locked."""
+BUSY_HEAD_LEAST_S = 0.05
+BRIEFLY_S = 0.5
+BUSY_HEAD_SHARE = 2
+"""They wait for this part of the time that the head is late: a drain at work posts it in no time,
+and those behind a drain that hangs must not fill every batch."""
 
 
 def barriers(entries: Sequence[Claimed]) -> dict[str, int]:
@@ -68,22 +74,37 @@ def _gap(aggregate: str, claimed: Sequence[int]) -> int | None:
     return next((pk for pk in ids if pk not in claimed), None)
 
 
-def park_behind(behind: Mapping[int, Sequence[int]], *, cap_s: float) -> int:
-    """Park claimed entries, given by the head they wait for, until its time; return how many.
+class Parked(NamedTuple):
+    """How many entries were parked, and whether some of them for a moment only."""
+
+    entries: int
+    briefly: bool
+    """Some wait for a head that another drain is just posting."""
+
+
+def park_behind(behind: Mapping[int, Sequence[int]], *, cap_s: float) -> Parked:
+    """Park claimed entries, given by the head they wait for, until its time.
 
     Where a head has many, all of its followers are parked, claimed or not.
     """
+    if not behind:
+        return Parked(0, briefly=False)
     crowded = [head for head, waiting in behind.items() if len(waiting) >= PARK_ALL_FROM]
     whole = {head: park_all_behind(head, cap_s=cap_s) for head in crowded}
     parked = sum(whole.values())
     with transaction.atomic():
-        untils = _untils([head for head in behind if not whole.get(head)], cap_s)
+        now = db_now()
+        heads = [head for head in behind if not whole.get(head)]
+        locked = _locked(heads)
+        untils = {it.pk: _until(it, now, cap_s) for it in locked if it.holds_back()}
+        passing = _passing(set(heads) - {it.pk for it in locked}, now)
         together: defaultdict[datetime, list[int]] = defaultdict(list)
-        for head, until in untils.items():
+        for head, until in (untils | passing).items():
             together[until] += behind[head]
         for until, waiting in together.items():
             parked += OutboxEntry.objects.park(rows.lock_pending(waiting), until)
-    return parked
+    soon = now + timedelta(seconds=BRIEFLY_S)
+    return Parked(parked, briefly=any(until <= soon for until in passing.values()))
 
 
 def park_all_behind(head: int, *, cap_s: float) -> int:
@@ -104,19 +125,21 @@ def park_all_behind(head: int, *, cap_s: float) -> int:
     return parked
 
 
-def _untils(heads: Collection[int], cap_s: float) -> dict[int, datetime]:
-    """Return when the followers of each head may be tried; lock the heads.
+def _passing(busy: Collection[int], now: datetime) -> dict[int, datetime]:
+    """Return when the followers of heads that other transactions have locked may be tried.
 
-    Heads that are gone are left out. Followers step aside for a moment even where another
-    transaction has their head: if it hangs, they would fill every batch.
+    They step aside for a moment: if a drain hangs, those behind it would fill every batch.
     """
-    now = db_now()
-    locked = {entry.pk: entry for entry in _locked(heads)}
-    busy = [head for head in heads if head not in locked]
-    untils = {pk: _until(entry, now, cap_s) for pk, entry in locked.items() if entry.holds_back()}
-    for pk in OutboxEntry.objects.blocking().filter(pk__in=busy).values_list("pk", flat=True):
-        untils[pk] = now + timedelta(seconds=BUSY_HEAD_DELAY_S)
-    return untils
+    heads = OutboxEntry.objects.blocking().filter(pk__in=busy)
+    return {
+        pk: now + timedelta(seconds=_busy_delay_s(now, due_at))
+        for pk, due_at in heads.values_list("pk", "next_attempt_at")
+    }
+
+
+def _busy_delay_s(now: datetime, due_at: datetime) -> float:
+    late_s = (now - due_at).total_seconds()
+    return min(BUSY_HEAD_DELAY_S, max(BUSY_HEAD_LEAST_S, late_s / BUSY_HEAD_SHARE))
 
 
 def _locked(heads: Collection[int]) -> list[OutboxEntry]:

@@ -19,10 +19,13 @@ MAX_POSTINGS = 32_767
 _WRONG_POSTINGS = f"postings must be a list of {MIN_POSTINGS} to {MAX_POSTINGS}"
 
 AccountKey = tuple[str, str]
-Lines = list[tuple[AccountKey, Decimal]]
+Lines = list[tuple[AccountKey, str]]
+"""The account and the quantity as it stands in a statement: digits, sign and point alone."""
 
 _SUMS = Context(prec=40)
 """Enough for the exact sum of as many of the largest quantities as an entry can have."""
+
+_ZERO = Decimal(0)
 
 _is_plain = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,6})?").fullmatch
 """Tells whether a text is a quantity that every database keeps exactly: most are."""
@@ -54,23 +57,18 @@ def read(payload: str, vendor: str) -> Movement:
 
     Raises RefusedError (``payload_invalid``, ``unbalanced``); UnknownVersionError.
     """
-    lines = [_line(item, vendor) for item in _postings(payload)]
-    changes = _changes(lines)
+    lines: Lines = []
+    changes: dict[AccountKey, Decimal] = {}
     units: dict[str, Decimal] = {}
-    for (_, unit), change in changes.items():
-        units[unit] = _SUMS.add(units[unit], change) if unit in units else change
+    for item in _postings(payload):
+        key, text = _line(item, vendor)
+        change = Decimal(text)
+        lines.append((key, text))
+        changes[key] = _SUMS.add(changes[key], change) if key in changes else change
+        units[key[1]] = _SUMS.add(units.get(key[1], _ZERO), change)
     if any(units.values()):
         raise RefusedError(ErrorCode.UNBALANCED, _sums_text(units.items()))
     return Movement(lines, changes)
-
-
-def _changes(lines: Lines) -> dict[AccountKey, Decimal]:
-    changes = dict(lines)
-    if len(changes) < len(lines):
-        changes = dict.fromkeys(changes, Decimal(0))
-        for key, quantity in lines:
-            changes[key] = _SUMS.add(changes[key], quantity)
-    return changes
 
 
 def _postings(payload: str) -> list[Any]:
@@ -108,11 +106,11 @@ def _shown(junk: Any) -> str:
         return f"{type(junk).__name__} nested too deeply"
 
 
-def _line(item: Any, vendor: str) -> tuple[AccountKey, Decimal]:
+def _line(item: Any, vendor: str) -> tuple[AccountKey, str]:
     try:
         quantity = item["quantity"]
         if _is_plain(quantity):
-            return _account(item["account"], item["unit"]), Decimal(quantity)
+            return _account(item["account"], item["unit"]), quantity
     except (KeyError, TypeError, ValidationError):
         pass  # what is wrong is said below
     return _checked_line(item, vendor)
@@ -126,11 +124,11 @@ def _account(account: Any, unit: Any) -> AccountKey:
     return checked_key(account), checked_unit(unit)
 
 
-def _checked_line(item: Any, vendor: str) -> tuple[AccountKey, Decimal]:
+def _checked_line(item: Any, vendor: str) -> tuple[AccountKey, str]:
     try:
         account, quantity, unit = (_text_in(item, name) for name in ("account", "quantity", "unit"))
         key = checked_key(account), checked_unit(unit)
-        return key, storable_quantity(Decimal(quantity), vendor)
+        return key, f"{storable_quantity(Decimal(quantity), vendor):f}"
     except (KeyError, TypeError) as error:
         text = f"posting {_shown(item)}: {error}"
     except InvalidOperation:

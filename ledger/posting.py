@@ -56,6 +56,8 @@ class Result:
     errors: list[DatabaseError] = field(default_factory=list)
     """Why entries could neither be posted nor charged."""
     parked: int = 0
+    briefly: bool = False
+    """Some of the parked wait for what another drain is just posting."""
     released: int = 0
 
     def progressed(self) -> bool:
@@ -76,6 +78,7 @@ class Result:
         self.suspects += other.suspects
         self.errors += other.errors
         self.parked += other.parked
+        self.briefly |= other.briefly
         self.released += other.released
 
     def counts(self) -> dict[str, int]:
@@ -237,11 +240,11 @@ def _settle_followers(policy: Policy, result: Result) -> None:
     with a drain that holds a follower. A crash in between costs nothing: followers that
     are claimed too early are found blocked and parked then.
     """
-    parked = parking.park_behind(result.behind, cap_s=policy.cap_s) if result.behind else 0
+    parked = parking.park_behind(result.behind, cap_s=policy.cap_s)
     healed = {entry.aggregate for entry in result.posted + result.duplicates if entry.attempts}
     healed -= result.held_back
     result.released = parking.release(healed) if healed else 0
-    result.parked = parked
+    result.parked, result.briefly = parked
 
 
 class _Batch:
@@ -398,4 +401,4 @@ def _as_locked(accounts: Accounts, locked: Mapping[int, rows.Stored]) -> Account
 
 def _is_guarded(account: rows.AccountRow) -> bool:
     """Tell whether the account is to be locked; on SQLite who writes has all of them locked."""
-    return not account.allow_negative or not connection.features.has_select_for_update
+    return not account.stored[2] or not connection.features.has_select_for_update

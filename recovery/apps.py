@@ -18,6 +18,6 @@ class RecoveryConfig(AppConfig):
 
         autodiscover_modules("jobs", "metrics", "retention", "checks")
         if settings.METRICS_ENABLED:
-            metrics.announce(job.name for job in registry.all_jobs())
+            metrics.announce({job.base for job in registry.all_jobs()})
         if place := tallies.directory():
             tallies.merge_a_crowd(place)

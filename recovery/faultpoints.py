@@ -41,6 +41,11 @@ def faultpoint(name: str) -> None:
             _visit(fault)
 
 
+def planned(prefix: str) -> bool:
+    """Tell whether RECOVERY_FAULTPOINTS asks for something at points of this prefix."""
+    return any(fault.name.startswith(prefix) for fault in _faults())
+
+
 def _faults() -> list[Fault]:
     global _plan, _planned_for
     if settings.RECOVERY_FAULTPOINTS != _planned_for:

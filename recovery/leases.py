@@ -141,7 +141,7 @@ def lock_row(name: str) -> Job:
         try:
             row = rows.first()
             if row is None:
-                Job.objects.bulk_create([Job(name=name)], ignore_conflicts=True)
+                Job.objects.make([name])
                 row = rows.get()
         except OperationalError as error:
             if not is_row_locked(error):

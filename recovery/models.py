@@ -1,6 +1,7 @@
 """Rows of the engine: jobs with their leases, runs, audit records, samples."""
 
 import uuid
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -11,6 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from recovery.clock import seconds_from_now
 from recovery.fields import KeyField
+from recovery.registry import base_of
 
 T = TypeVar("T", bound=models.Model, covariant=True)
 
@@ -34,6 +36,10 @@ class RunStatus(models.TextChoices):
 
 class JobQuerySet(models.QuerySet["Job"]):
     """Conditions of jobs and the guarded updates of their leases."""
+
+    def family(self, name: str) -> Self:
+        """Return job ``name`` with its further lanes; of a lane: that one alone."""
+        return self.filter(Q(name=name) | Q(name__startswith=f"{name}:"))
 
     def leased_under(self, fence: int) -> Self:
         """Return the job whose lease is still the one with this fence."""
@@ -97,12 +103,20 @@ class JobQuerySet(models.QuerySet["Job"]):
         self.exclude(wake_requested_at=None).update(wake_requested_at=None)
 
     def pause(self) -> bool:
-        """Pause; False: it was paused already."""
+        """Pause; False: all were paused already."""
         return bool(self.filter(paused_at=None).update(paused_at=Now()))
 
     def resume(self) -> bool:
-        """Resume; False: it was not paused."""
+        """Resume; False: none was paused."""
         return bool(self.exclude(paused_at=None).update(paused_at=None))
+
+    def make(self, names: Iterable[str]) -> None:
+        """Make the rows of jobs, unless there are any; a lane is paused where its job is."""
+        paused = dict(self.values_list("name", "paused_at"))
+        self.bulk_create(
+            [Job(name=name, paused_at=paused.get(base_of(name))) for name in names],
+            ignore_conflicts=True,
+        )
 
 
 class Job(models.Model):

@@ -10,18 +10,21 @@ from recovery.wakeups import enqueue
 
 
 def pause(name: str, *, actor: str, reason: str = "") -> bool:
-    """Pause job ``name``: ticks, wake-ups and ``run_job`` pass it by. False: it was paused."""
+    """Pause job ``name`` with its lanes: ticks, wake-ups and ``run_job`` pass them by.
+
+    False: they were paused.
+    """
     with transaction.atomic():
-        changed = Job.objects.filter(name=name).pause()
+        changed = Job.objects.family(name).pause()
         if changed:
             _record("job-paused", name, actor=actor, reason=reason)
     return changed
 
 
 def resume(name: str, *, actor: str, reason: str = "") -> bool:
-    """Resume job ``name`` and wake it. False: it was not paused."""
+    """Resume job ``name`` with its lanes and wake it. False: none of them was paused."""
     with transaction.atomic():
-        changed = Job.objects.filter(name=name).resume()
+        changed = Job.objects.family(name).resume()
         if changed:
             _record("job-resumed", name, actor=actor, reason=reason)
             # Whatever the flag says: it may have been set while the job was paused.

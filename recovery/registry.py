@@ -1,7 +1,7 @@
 """The only list of what runs: jobs, found by autodiscovery in ``<app>/jobs.py``."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -18,19 +18,45 @@ class Batch:
     more: bool = False
 
 
+LANE_MARK = ":"
+
+
 @dataclass(frozen=True)
 class Job:
-    """A registered job: one batch of work and the setting that holds its period."""
+    """A registered job: one batch of work and the setting that holds its period.
+
+    Runs of a job with several lanes may be at work at once: each lane has its own lock, lease,
+    heartbeat, tick and row. The first has the job's name, the others are ``<job>:2`` and so on.
+    """
 
     name: str
     work: Callable[["Run"], Batch]
     period_setting: str
     summary: str
+    lanes_setting: str = ""
+    """The setting that holds how many lanes there are; empty: one."""
 
     @property
     def period_s(self) -> int:
         """Return the seconds between two ticks."""
         return int(getattr(settings, self.period_setting))
+
+    @property
+    def base(self) -> str:
+        """Return the job's canonical name, which its lanes share: the one in metrics."""
+        return base_of(self.name)
+
+    def lanes(self) -> Iterator["Job"]:
+        """Yield this job's lanes, itself first."""
+        yield self
+        count = int(getattr(settings, self.lanes_setting)) if self.lanes_setting else 1
+        for number in range(2, count + 1):
+            yield replace(self, name=f"{self.name}{LANE_MARK}{number}")
+
+
+def base_of(name: str) -> str:
+    """Return the name of the job whose lane ``name`` is; of a job: its own."""
+    return name.partition(LANE_MARK)[0]
 
 
 class UnknownJobError(LookupError):
@@ -38,7 +64,8 @@ class UnknownJobError(LookupError):
 
     def __init__(self, name: str) -> None:
         """Name the jobs there are."""
-        super().__init__(f"no job is named {name!r}; there are: {', '.join(sorted(_jobs))}")
+        names = ", ".join(job.name for job in all_jobs())
+        super().__init__(f"no job is named {name!r}; there are: {names}")
 
 
 class DuplicateJobError(ValueError):
@@ -49,11 +76,12 @@ _jobs: dict[str, Job] = {}
 
 
 def job(
-    name: str, *, period_setting: str
+    name: str, *, period_setting: str, lanes_setting: str = ""
 ) -> Callable[[Callable[["Run"], Batch]], Callable[["Run"], Batch]]:
     """Register the decorated function as one batch of job ``name``.
 
-    ``period_setting`` names the setting with the seconds between two ticks.
+    ``period_setting`` names the setting with the seconds between two ticks, ``lanes_setting`` the
+    one with how many runs may be at work at once, where more than one may.
     The function is called again while its batch says ``more``, until the run is over.
     """
 
@@ -62,7 +90,7 @@ def job(
         if known and _place(known.work) != _place(work):  # the same place: a module reloaded
             raise DuplicateJobError(f"two jobs are named {name!r}")
         summary = (work.__doc__ or "").strip().partition("\n")[0]
-        _jobs[name] = Job(name, work, period_setting, summary)
+        _jobs[name] = Job(name, work, period_setting, summary, lanes_setting)
         return work
 
     return register
@@ -73,13 +101,21 @@ def _place(work: Callable[..., Batch]) -> tuple[str, str]:
 
 
 def get(name: str) -> Job:
-    """Return the job called ``name``; raise UnknownJobError."""
-    try:
-        return _jobs[name]
-    except KeyError:
-        raise UnknownJobError(name) from None
+    """Return the job, or the lane of one, called ``name``; raise UnknownJobError."""
+    known = _jobs.get(base_of(name))
+    for lane in known.lanes() if known else ():
+        if lane.name == name:
+            return lane
+    raise UnknownJobError(name)
 
 
 def all_jobs() -> list[Job]:
-    """Return every registered job by name."""
-    return [_jobs[name] for name in sorted(_jobs)]
+    """Return every registered job with its lanes by name."""
+    return [lane for name in sorted(_jobs) for lane in _jobs[name].lanes()]
+
+
+def lane_behind(job: Job) -> Job | None:
+    """Return the lane that comes after ``job``, itself a lane; None: it is the last."""
+    names = [lane.name for lane in _jobs[job.base].lanes()]
+    behind = names[names.index(job.name) + 1 :]
+    return get(behind[0]) if behind else None

@@ -49,7 +49,9 @@ def paused_jobs() -> list[str]:
 def running_jobs() -> list[str]:
     """Return the jobs that are not paused."""
     paused = paused_jobs()
-    return [job.name for job in registry.all_jobs() if job.name not in paused]
+    # Whoever pauses a job pauses its lanes.
+    names = [job.name for job in registry.all_jobs() if job.name == job.base]
+    return [name for name in names if name not in paused]
 
 
 def pause_jobs(*, actor: str, reason: str) -> list[str]:

@@ -14,6 +14,7 @@ from django_q.models import Task
 
 from recovery.errors import with_retries
 from recovery.models import JobRun
+from recovery.pacing import next_size
 
 FIRST_ROWS, LEAST_ROWS, MOST_ROWS = 100, 10, 999
 """MariaDB makes a join of an ``IN`` with 1,000 values."""
@@ -46,17 +47,12 @@ class Rule:
         while found := list(rest.values_list(self.by, "pk")[:size]):
             started = time.monotonic()
             deleted = with_retries(partial(_delete, rows.model, [pk for _, pk in found], seal))
-            size = _next_size(size, time.monotonic() - started)
+            took_s = time.monotonic() - started
+            size = next_size(size, took_s, least=LEAST_ROWS, most=MOST_ROWS, longest_s=LONGEST_S)
             yield deleted
             moment, last = found[-1]
             rest = rows.filter(**{f"{self.by}__gte": moment})
             rest = rest.exclude(**{self.by: moment}, pk__lte=last)
-
-
-def _next_size(size: int, took_s: float) -> int:
-    if took_s > LONGEST_S:
-        return max(LEAST_ROWS, size // 2)
-    return min(MOST_ROWS, size * 2) if took_s < LONGEST_S / 4 else size
 
 
 def _delete(model: type[Model], ids: Sequence[Any], seal: Callable[[], None]) -> int:

@@ -37,12 +37,14 @@ class Run:
     attempt: int = 1
     """The number of this run since the last one that neither failed nor died."""
     counts: Counter[str] = field(default_factory=Counter)
+    batch_size: int = 0
+    """How many rows the next batch takes; 0: the job has not said yet."""
     started: float = field(default_factory=time.monotonic)
 
     @property
     def actor(self) -> str:
         """Return the actor of this run's audit records."""
-        return f"system:{self.job.name}"
+        return f"system:{self.job.base}"
 
     @property
     def duration_s(self) -> float:
@@ -121,10 +123,10 @@ def run_job(name: str) -> Outcome:
     except leases.HeldError as error:
         return _skipped(job, "locked", str(error))
     except (DatabaseError, InterfaceError) as error:
-        facts = {"job": name, "code": name_of(error), "error": str(error)}
+        facts = {**_named(job), "code": name_of(error), "error": str(error)}
         logger.warning("run_skipped_no_lock", extra=facts)
         return _skipped(job, "no_lock", str(error))
-    facts = {"job": name, "run_id": str(run.run_id), "attempt": run.attempt}
+    facts = {**_named(job), "run_id": str(run.run_id), "attempt": run.attempt}
     with structlog.contextvars.bound_contextvars(**facts):
         outcome = _guarded(run)
     if outcome.again:
@@ -133,9 +135,14 @@ def run_job(name: str) -> Outcome:
     return outcome
 
 
+def _named(job: registry.Job) -> dict[str, str]:
+    """Return what log records call the job: its name, and its lane where that is another one."""
+    return {"job": job.base} | ({"lane": job.name} if job.name != job.base else {})
+
+
 def _skipped(job: registry.Job, reason: str, detail: str) -> Outcome:
-    metrics.job_skipped(job.name, reason)
-    logger.debug("run_skipped", extra={"job": job.name, "reason": reason, "detail": detail})
+    metrics.job_skipped(job.base, reason)
+    logger.debug("run_skipped", extra={**_named(job), "reason": reason, "detail": detail})
     return Outcome(job.name, SKIPPED, reason=detail if reason == "no_lock" else reason)
 
 
@@ -228,7 +235,7 @@ def _close(run: Run, status: RunStatus, error: str) -> None:
     except (DatabaseError, InterfaceError) as failure:
         logger.warning("run_not_recorded", extra={"error": str(failure)})
     run.lease.drop_key()
-    metrics.job_ran(run.job.name, duration_s=run.duration_s, failed=status is RunStatus.FAILED)
+    metrics.job_ran(run.job.base, duration_s=run.duration_s, failed=status is RunStatus.FAILED)
     _log_end(run, status)
 
 

@@ -59,9 +59,9 @@ def next_slot(cron: str, after: datetime) -> datetime:
 def ensure_rows() -> None:
     """Make the rows of jobs that have none."""
     known = set(JobRow.objects.values_list("name", flat=True))
-    missing = [JobRow(name=job.name) for job in registry.all_jobs() if job.name not in known]
+    missing = [job.name for job in registry.all_jobs() if job.name not in known]
     if missing:
-        JobRow.objects.bulk_create(missing, ignore_conflicts=True)
+        JobRow.objects.make(missing)
 
 
 def mend() -> None:

@@ -14,6 +14,7 @@ from redis.retry import Retry
 from settings.env import env
 from settings.jobs import *  # noqa: F403
 from settings.jobs import (
+    JOB_OUTBOX_DRAINS,
     JOB_TASK_TIMEOUT_SEC,
     METRICS_ENABLED,
     METRICS_TOKEN,
@@ -35,6 +36,8 @@ DATABASE_URL = env.url(
     "DATABASE_URL", ("mysql", "sqlite"), "mysql://user:password@host:3306/name or sqlite:///file"
 )
 REDIS_URL = env.url("REDIS_URL", ("redis", "rediss", "unix"), "redis://host:6379/0")
+if JOB_OUTBOX_DRAINS > 1 and not DATABASE_URL.startswith("mysql:"):
+    env.refuse("JOB_OUTBOX_DRAINS", "1 on SQLite, which has one writer at a time")
 EMBEDDED = not DATABASE_URL.startswith("mysql:") and not REDIS_URL
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -200,7 +203,8 @@ Q_CLUSTER: dict[str, Any] = {
     "name": env.text("QCLUSTER_NAME", "recovery"),
     "broker_class": "recovery.broker.RungBroker",
     "orm": "default",
-    "workers": env.integer("QCLUSTER_WORKERS", 6, low=1, high=256),
+    # As many as there are jobs, so that none waits for another.
+    "workers": env.integer("QCLUSTER_WORKERS", 5 + JOB_OUTBOX_DRAINS, low=1, high=256),
     "recycle": 2_000,
     "timeout": JOB_TASK_TIMEOUT_SEC,
     "retry": JOB_TASK_TIMEOUT_SEC * 2,

@@ -1,37 +1,76 @@
 """The jobs of split orders."""
 
+import time
 from collections import Counter
 from itertools import islice
 
 from django.conf import settings
 from django.db import transaction
 
+from recovery.pacing import next_size
 from recovery.registry import Batch, job
 from recovery.runner import Run
-from splits import stuck
+from splits import convoy, stuck
 from splits.audit import Author
-from splits.finalize import finalize
+from splits.convoy import Journey
+from splits.finalize import Ending, finalize
 from splits.models import SplitOrder
 
-BATCH = 20
+ALONE = 20
+"""So many orders are tried alone, step by step, in one batch."""
 LOOK_AHEAD = 200
 """More than a batch: orders whose rows are locked must not hide those behind them."""
+LEAST_ORDERS = 5
+LONGEST_CONVOY_S = 1.0
+"""A transaction that took longer is followed by one of half as many orders."""
 HELD_NAMED = 5
 
 
 @job("finalizeRetryWorker", period_setting="JOB_FINALIZE_PERIOD_SEC")
 def finalize_retry_worker(run: Run) -> Batch:
     """Finalize split orders that are due, each from its first step not done."""
-    due = SplitOrder.objects.due().order_by("next_finalize_at", "id")
-    author = Author(run.actor, run_id=run.run_id)
+    return finalize_batch(Author(run.actor, run_id=run.run_id), run)
+
+
+def finalize_batch(author: Author, run: Run | None = None) -> Batch:
+    """Finalize due orders: those that were never tried together, the others one by one."""
     counts: Counter[str] = Counter()
-    for order_id in list(due.values_list("pk", flat=True)[:LOOK_AHEAD]):
-        if counts.total() == BATCH or run.over():
+    if run and run.over():
+        return Batch(counts, more=SplitOrder.objects.due().exists())
+    together = convoy.may_leave(run)
+    journey = _convoy(run) if together else Journey()
+    if not settings.SPLIT_COMPLETION_WEBHOOK and journey.arrived:
+        counts[Ending.FINALIZED] = len(journey.arrived)
+    for tried, order_id in enumerate(_to_try_alone(journey, together=together)):
+        if tried >= ALONE or (run and run.over()):
             return Batch(counts, more=True)
         outcome = finalize(order_id, author=author, run=run)
         if outcome:
             counts[outcome.ending] += 1
-    return Batch(counts)
+    return Batch(counts, more=bool(journey.arrived))
+
+
+def _convoy(run: Run | None) -> Journey:
+    most = settings.JOB_FINALIZE_BATCH_SIZE
+    size = (run.batch_size if run else 0) or most
+    started = time.monotonic()
+    journey = convoy.finalize_together(size, run=run)
+    if run:
+        took_s = time.monotonic() - started
+        run.batch_size = next_size(
+            size, took_s, least=LEAST_ORDERS, most=most, longest_s=LONGEST_CONVOY_S
+        )
+        if journey.arrived:
+            run.progressed()
+    return journey
+
+
+def _to_try_alone(journey: Journey, *, together: bool) -> list[int]:
+    """Return the orders that the convoy left, and those among the first due that were tried."""
+    due = SplitOrder.objects.due().order_by("next_finalize_at", "id")
+    first = due.values_list("pk", "finalize_attempts")[:LOOK_AHEAD]
+    tried = [pk for pk, attempts in first if attempts or not together]
+    return journey.left + [pk for pk in tried if pk not in journey.left]
 
 
 @job("recoverFinalizeStuck", period_setting="JOB_STUCK_PERIOD_SEC")

@@ -31,8 +31,19 @@ def postings(order: SplitOrder) -> list[outbox.Line]:
     """Return the stock movement of ``order``: out of the source lot's SKU, into its lines'."""
     source = order.source_lot
     out = outbox.Line(f"stock:{source.sku}", -source.quantity, source.unit)
-    lines = order.lines.order_by("line")
-    return [out, *(outbox.Line(f"stock:{it.sku}", it.quantity, source.unit) for it in lines)]
+    into = (outbox.Line(f"stock:{it.sku}", it.quantity, source.unit) for it in order.all_lines())
+    return [out, *into]
+
+
+def event_of(order: SplitOrder) -> outbox.Event:
+    """Return what the ledger is told of ``order``."""
+    aggregate = order.source_lot.aggregate
+    return outbox.Event(order.event_key, FINALIZED_EVENT, aggregate, postings(order))
+
+
+def outputs_of(order: SplitOrder) -> list[Lot]:
+    """Return the child lots of ``order``, not yet stored."""
+    return [_output(order, order.source_lot, line) for line in order.all_lines()]
 
 
 def validate(order: SplitOrder) -> None:
@@ -40,7 +51,7 @@ def validate(order: SplitOrder) -> None:
 
     Raises NoLinesError, SumMismatchError, LotNotAvailableError, CodeTooLongError.
     """
-    lines, source = list(order.lines.all()), order.source_lot
+    lines, source = order.all_lines(), order.source_lot
     if not lines:
         raise NoLinesError(order.number)
     total = sum((line.quantity for line in lines), Decimal(0))
@@ -72,8 +83,7 @@ def create_outputs(order: SplitOrder) -> None:
 
     Codes that cancelled lots of a reversed order still have are taken back first.
     """
-    source = order.source_lot
-    lots = [_output(order, source, line) for line in order.lines.order_by("line")]
+    lots = outputs_of(order)
     _free_codes([lot.code for lot in lots])
     Lot.objects.bulk_create(lots)
 
@@ -118,12 +128,7 @@ def post_ledger(order: SplitOrder) -> None:
     source = order.source_lot
     list(Lot.objects.filter(code=source.root_code).locked())
     try:
-        outbox.publish(
-            event_key=order.event_key,
-            event_type=FINALIZED_EVENT,
-            aggregate=source.aggregate,
-            lines=postings(order),
-        )
+        outbox.publish_all([event_of(order)])
     except (outbox.LedgerError, ValidationError, InexactQuantityError) as error:
         raise LedgerRefusedError(str(error)) from error
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Self
 
-from django.db import models
+from django.db import connection, models
 from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
@@ -35,6 +35,12 @@ class LotQuerySet(models.QuerySet["Lot"]):
         """
         found = list(self.order_by().values_list("pk", flat=True))
         return self.filter(pk__in=found).order_by("id").select_for_update()
+
+    def locked_at_once(self, ids: Collection[int]) -> Self:
+        """Return those of ``ids`` that nobody else has locked, locked in id order."""
+        skip_locked = connection.features.has_select_for_update_skip_locked
+        rows = self.filter(pk__in=ids).order_by("id")
+        return rows.select_for_update(skip_locked=skip_locked)
 
     def consume(self) -> int:
         """Consume available lots; return how many."""

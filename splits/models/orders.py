@@ -1,5 +1,7 @@
 """Split orders and their lines."""
 
+from collections.abc import Sequence
+
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -61,6 +63,8 @@ class SplitOrder(models.Model):
 
     objects = SplitOrderQuerySet.as_manager()
 
+    _lines: Sequence["SplitLine"] | None = None
+
     class Meta:
         """Newest first; due and stuck orders have their index."""
 
@@ -90,6 +94,16 @@ class SplitOrder(models.Model):
     def __str__(self) -> str:
         """Return the number."""
         return self.number
+
+    def all_lines(self) -> Sequence["SplitLine"]:
+        """Return the lines in their order, read once."""
+        if self._lines is None:
+            self._lines = list(self.lines.order_by("line"))
+        return self._lines
+
+    def keep_lines(self, lines: Sequence["SplitLine"]) -> None:
+        """Keep the lines, in their order, that were read of many orders at once."""
+        self._lines = lines
 
     @property
     def event_key(self) -> str:

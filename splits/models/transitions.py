@@ -95,6 +95,30 @@ class SplitOrderQuerySet(models.QuerySet["SplitOrder"]):
             )
         )
 
+    def finish_locked(self) -> int:
+        """Claim and finalize, in one, due orders that the caller has locked; return how many.
+
+        By their ids alone: by status as well, an UPDATE may go through others' rows and wait.
+        """
+        return self.update(
+            status=OrderStatus.FINALIZED,
+            finalize_epoch=F("finalize_epoch") + 1,
+            finalize_attempts=F("finalize_attempts") + 1,
+            finalize_started_at=Now(),
+            finalize_progress_at=Now(),
+            finalized_at=Now(),
+            next_finalize_at=None,
+            last_finalize_error="",
+            last_finalize_error_code="",
+        )
+
+    def advance_locked(self) -> int:
+        """Fence off, by a new epoch, steps taken of due orders that the caller has locked.
+
+        They are still due: an attempt is counted by who claims them for the rest.
+        """
+        return self.update(finalize_epoch=F("finalize_epoch") + 1)
+
     def fail(self, epoch: int, *, code: str, error: str, delay_s: float | None) -> bool:
         """End an attempt that failed; without ``delay_s`` the order's attempts are used up."""
         status = OrderStatus.FAILED if delay_s is None else OrderStatus.READY

@@ -1,4 +1,4 @@
-"""Settings under which some orders kill the worker that takes their step ``create_outputs``.
+"""Settings under which some orders kill the worker that makes their child lots.
 
 The worker ends by itself, as by a segmentation fault, and the next time for want of memory.
 """
@@ -6,7 +6,7 @@ The worker ends by itself, as by a segmentation fault, and the next time for wan
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from django.apps import AppConfig
 
@@ -20,24 +20,23 @@ SEGMENTATION_FAULT = 139
 
 
 class DeadlyConfig(AppConfig):
-    """Puts a deadly step in the place of one."""
+    """Puts a deadly function in the place of one."""
 
     name = "tests.faults.deadly"
     label = "deadly"
 
     def ready(self) -> None:
-        """Wrap the step."""
-        from splits.models import StepName
-        from splits.steps import STEPS
+        """Wrap what makes the lots, of one order or of many."""
+        from splits import steps
 
-        create_outputs = STEPS[StepName.CREATE_OUTPUTS]
+        outputs_of = steps.outputs_of
 
-        def create_or_die(order: Any) -> None:
+        def outputs_or_die(order: Any) -> Any:
             if order.number.startswith(PREFIX):
                 die(order.finalize_attempts)
-            create_outputs(order)
+            return outputs_of(order)
 
-        cast("dict[str, Any]", STEPS)[StepName.CREATE_OUTPUTS] = create_or_die
+        steps.outputs_of = outputs_or_die
 
 
 def die(attempt: int) -> None:

@@ -31,7 +31,9 @@ BOUNDARIES = [
 ]
 IN_BATCH = ["outbox.entry:split-order:", "outbox.before_commit"]
 BESIDE_BATCH = ["lease.acquired", "outbox.after_commit"]
-MATRIX = [*WITHIN, *BOUNDARIES, *IN_BATCH, *BESIDE_BATCH]
+CONVOY = ["convoy.before_commit", "convoy.after_commit"]
+"""Tried in tests/splits/test_convoy.py."""
+MATRIX = [*WITHIN, *BOUNDARIES, *IN_BATCH, *BESIDE_BATCH, *CONVOY]
 
 AT_ONCE = 6
 

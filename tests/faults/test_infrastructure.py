@@ -360,8 +360,9 @@ def test_wire_that_is_cut_again_and_again_charges_nobody(where, wire, caplog):
 
 
 @pytest.fixture
-def outage_in(monkeypatch, wire):
-    """Return what lets the database go away when a step is taken the first time."""
+def outage_in(monkeypatch, wire, settings):
+    """Return what lets the database go away when a step is taken the first time, each alone."""
+    settings.JOB_FINALIZE_BATCH_SIZE = 1
 
     def begin(step):
         original, left = STEPS[step], [1]
@@ -399,8 +400,9 @@ def test_order_that_an_outage_cut_off_is_given_back_uncharged_by_the_next_run(
 
 
 def test_failure_that_an_outage_kept_from_being_written_is_written_once_by_the_next_run(
-    wire, monkeypatch
+    wire, monkeypatch, settings
 ):
+    settings.JOB_FINALIZE_BATCH_SIZE = 1
     order = SplitOrderFactory()
 
     def fail(_order):

@@ -200,7 +200,7 @@ def test_nobody_is_parked_behind_a_head_that_is_gone(status):
     head, followers = head_and_followers()
     OutboxEntry.objects.filter(pk=head.pk).update(status=status)
     ids = [it.pk for it in followers]
-    assert parking.park_behind({head.pk: ids}, cap_s=60) == 0
+    assert parking.park_behind({head.pk: ids}, cap_s=60).entries == 0
     assert parking.park_all_behind(head.pk, cap_s=60) == 0
 
 

@@ -90,7 +90,7 @@ def test_a_hundred_thousand_followers_cost_the_others_two_batches(dead):
     crowd(head)
     healthy = [(f"k{n}", f"lot:{n}", into("ASH", "1")) for n in range(1_000)]
     store(healthy)
-    limits = policy(max_attempts=1 if dead else 3)
+    limits = policy(max_attempts=1 if dead else 3, delay_sec=lambda _attempt: 3_600)
     first = post_due(limits, limit=500)
     assert (list(first.failures), first.posted, first.parked) == ([head.pk], [], 100_000)
     with CaptureQueriesContext(connection) as queries:

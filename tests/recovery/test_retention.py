@@ -9,7 +9,8 @@ from django_q.models import Task
 from recovery import retention, runner
 from recovery.clock import db_now
 from recovery.models import Job, JobRun
-from recovery.retention import LEAST_ROWS, LONGEST_S, MOST_ROWS, Rule, _next_size
+from recovery.pacing import next_size
+from recovery.retention import LEAST_ROWS, LONGEST_S, MOST_ROWS, Rule
 from tests.recovery.engine import NAME, in_thread
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -125,7 +126,8 @@ def test_rows_that_somebody_holds_are_left_and_not_waited_for(monkeypatch):
     ],
 )
 def test_size_of_a_batch_follows_its_time(size, took_s, following):
-    assert _next_size(size, took_s) == following
+    limits = {"least": LEAST_ROWS, "most": MOST_ROWS, "longest_s": LONGEST_S}
+    assert next_size(size, took_s, **limits) == following
 
 
 def test_slow_transactions_make_smaller_ones(monkeypatch):

@@ -88,6 +88,17 @@ def test_misspelt_key_stops_the_start_with_one_line():
     )
 
 
+def test_more_than_one_drain_is_refused_on_sqlite(tmp_path):
+    url = f"sqlite:///{tmp_path / 'db.sqlite3'}"
+    done = start(SECRET_KEY="x" * 50, DATABASE_URL=url, JOB_OUTBOX_DRAINS="2")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "setting JOB_OUTBOX_DRAINS='2' is not usable:"
+        " expected 1 on SQLite, which has one writer at a time\n"
+    )
+    assert start(**PRODUCTION, JOB_OUTBOX_DRAINS="2").returncode == 0
+
+
 def test_right_values_start(tmp_path):
     url = f"sqlite:///{tmp_path / 'db.sqlite3'}"
     done = start(SECRET_KEY="x" * 50, DATABASE_URL=url, JOB_OUTBOX_BATCH_SIZE="10")

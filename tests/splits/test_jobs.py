@@ -37,8 +37,10 @@ def test_due_orders_are_finalized_though_one_fails():
     assert record.run_id == JobRun.objects.get().run_id
 
 
-def test_more_than_a_batch_is_worked_in_one_run(monkeypatch):
-    monkeypatch.setattr(jobs, "BATCH", 2)
+@pytest.mark.parametrize("size", [1, 2])
+def test_more_than_a_batch_is_worked_in_one_run(monkeypatch, settings, size):
+    settings.JOB_FINALIZE_BATCH_SIZE = size
+    monkeypatch.setattr(jobs, "ALONE", 2)
     for _ in range(5):
         SplitOrderFactory()
     assert run_job("finalizeRetryWorker").result == {"finalized": 5}

@@ -1,0 +1,201 @@
+"""Finalize many orders in one transaction: those that have nothing in their way.
+
+Steps that are pure database work need no commits between them. A worker that dies on the way
+leaves nothing behind: no order in progress, no attempt charged, nothing to recover. An order that
+was tried before, whose lot somebody holds or that a step refuses is left to ``finalize``, which
+makes an attempt at it alone, step by step.
+"""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from django.conf import settings
+from django.db import connection, transaction
+
+from ledger import outbox
+from recovery import faultpoints
+from recovery.errors import is_infrastructure, with_retries
+from recovery.faultpoints import faultpoint
+from recovery.runner import Run
+from splits import metrics, steps
+from splits.errors import SplitError
+from splits.models import FinalizeStep, Lot, SplitLine, SplitOrder, StepName
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Journey:
+    """What became of a convoy."""
+
+    claimed: int = 0
+    arrived: list[SplitOrder] = field(default_factory=list)
+    """As they were claimed; they are finalized, or only the outside has still to be told."""
+    left: list[int] = field(default_factory=list)
+    """Those that could not go along."""
+
+    def add(self, other: "Journey") -> None:
+        """Take in what became of another part of the convoy."""
+        self.arrived += other.arrived
+        self.left += other.left
+
+
+class _TurnedBackError(Exception):
+    """One of these orders kept all of them from going on; nothing is committed."""
+
+    def __init__(self, orders: Sequence[SplitOrder], journey: Journey) -> None:
+        super().__init__(f"{len(orders)} orders")
+        self.ids = [order.pk for order in orders]
+        self.journey = journey
+
+
+def may_leave(run: Run | None) -> bool:
+    """Tell whether orders may go together: not where a fault is planned between their steps, and
+    not after a run that died, perhaps of one of them: it would take the others along again."""
+    died = run is not None and run.deaths > 0
+    return (
+        settings.JOB_FINALIZE_BATCH_SIZE > 1 and not died and not faultpoints.planned("finalize.")
+    )
+
+
+def finalize_together(limit: int, *, run: Run | None = None) -> Journey:
+    """Finalize up to ``limit`` due orders that were never tried, all in one transaction.
+
+    Where the outside is to be told they come as far as that, and are left. Halved where one of
+    them is refused. Raises LeaseLostError and infrastructure errors that stay: nothing, or a part
+    of a convoy that had to be halved, is committed then.
+    """
+    return _halved(None, limit, run)
+
+
+def _halved(ids: Sequence[int] | None, limit: int, run: Run | None) -> Journey:
+    try:
+        return _counted(partial(_travel, ids, limit, run))
+    except _TurnedBackError as turned:
+        journey = turned.journey
+        if len(turned.ids) == 1:
+            journey.left += turned.ids
+            return journey
+        middle = len(turned.ids) // 2
+        for half in (turned.ids[:middle], turned.ids[middle:]):
+            journey.add(_halved(half, len(half), run))
+        return journey
+
+
+def _counted(travel: "partial[Journey]") -> Journey:
+    begun = time.monotonic()
+    journey = with_retries(travel)
+    if journey.claimed:
+        faultpoint("convoy.after_commit")
+    duration_s = time.monotonic() - begun
+    for order in [] if settings.SPLIT_COMPLETION_WEBHOOK else journey.arrived:
+        metrics.finalized(duration_s)
+        facts = {"order": order.number, "attempt": 1, "epoch": order.finalize_epoch + 1}
+        logger.info("finalized", extra={**facts, "duration_s": round(duration_s, 3)})
+    return journey
+
+
+def _travel(ids: Sequence[int] | None, limit: int, run: Run | None) -> Journey:
+    """Claim orders and take their steps in one transaction."""
+    with transaction.atomic():
+        orders = _claimed(ids, limit)
+        journey = Journey(claimed=len(orders))
+        if not orders:
+            return journey
+        going = _unhindered(orders)
+        journey.left = sorted({it.pk for it in orders} - {it.pk for it in going})
+        try:
+            if going:
+                _take_steps(going)
+        except Exception as error:
+            if is_infrastructure(error):
+                raise
+            logger.debug("convoy_turned_back", exc_info=error, extra={"orders": len(going)})
+            raise _TurnedBackError(going, journey) from error
+        journey.arrived = going
+        faultpoint("convoy.before_commit")
+        if run:
+            run.renew_lease()
+    if settings.SPLIT_COMPLETION_WEBHOOK:
+        journey.left += [order.pk for order in going]
+    return journey
+
+
+def _claimed(ids: Sequence[int] | None, limit: int) -> list[SplitOrder]:
+    """Lock and return due orders that were never tried and that nobody has locked."""
+    skip_locked = connection.features.has_select_for_update_skip_locked
+    fresh = SplitOrder.objects.due().filter(finalize_attempts=0)
+    if ids is not None:
+        fresh = fresh.filter(pk__in=ids)
+    fresh = fresh.order_by("next_finalize_at", "id").select_for_update(skip_locked=skip_locked)
+    return list(fresh[:limit])
+
+
+def _unhindered(orders: Sequence[SplitOrder]) -> list[SplitOrder]:
+    """Return those with no step done, with lots to be had at once, valid, their codes free."""
+    begun = set(FinalizeStep.objects.filter(order__in=orders).values_list("order_id", flat=True))
+    _read_lines(orders)
+    going = _with_their_lots([order for order in orders if order.pk not in begun])
+    going = [order for order in going if _is_valid(order)]
+    codes = {lot.code: order.pk for order in going for lot in steps.outputs_of(order)}
+    taken = Lot.objects.with_code_in(codes).values_list("code", flat=True) if codes else ()
+    hindered = {codes[code] for code in taken}
+    return [order for order in going if order.pk not in hindered]
+
+
+def _read_lines(orders: Iterable[SplitOrder]) -> None:
+    """Read the lines of all orders at once."""
+    found: defaultdict[int, list[SplitLine]] = defaultdict(list)
+    for line in SplitLine.objects.filter(order__in=orders).order_by("order_id", "line"):
+        found[line.order_id].append(line)
+    for order in orders:
+        order.keep_lines(found[order.pk])
+
+
+def _with_their_lots(orders: Sequence[SplitOrder]) -> list[SplitOrder]:
+    """Lock the source and root lots, those that nobody has locked; return the orders they are of.
+
+    In id order, as everywhere; whoever holds the root lot publishes for its aggregate.
+    """
+    sources = Lot.objects.in_bulk({order.source_lot_id for order in orders})
+    wanted = {lot.root_code for lot in sources.values()}
+    roots = dict(Lot.objects.with_code_in(wanted).values_list("code", "pk")) if wanted else {}
+    locked = {lot.pk: lot for lot in Lot.objects.locked_at_once({*sources, *roots.values()})}
+    going = []
+    for order in orders:
+        source = locked.get(order.source_lot_id)
+        if source and roots.get(source.root_code, source.pk) in locked:
+            order.source_lot = source
+            going.append(order)
+    return going
+
+
+def _is_valid(order: SplitOrder) -> bool:
+    try:
+        steps.validate(order)
+    except SplitError:
+        return False
+    return True
+
+
+def _take_steps(orders: Sequence[SplitOrder]) -> None:
+    """Take all steps of orders that are valid and locked, with their lots."""
+    Lot.objects.filter(pk__in=[order.source_lot_id for order in orders]).consume()
+    Lot.objects.bulk_create(lot for order in orders for lot in steps.outputs_of(order))
+    outbox.publish_all(map(steps.event_of, orders))
+    tells = bool(settings.SPLIT_COMPLETION_WEBHOOK)
+    taken = [step for step in StepName if not (tells and step is StepName.NOTIFY)]
+    FinalizeStep.objects.bulk_create(
+        FinalizeStep(order=order, name=step, epoch=order.finalize_epoch + 1)
+        for order in orders
+        for step in taken
+    )
+    this = SplitOrder.objects.filter(pk__in=[order.pk for order in orders])
+    if tells:
+        this.advance_locked()
+    else:
+        this.finish_locked()

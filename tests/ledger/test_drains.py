@@ -1,0 +1,175 @@
+"""The job with several drains: who is called, how large a batch is, who waits for whom."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+
+from ledger import jobs, parking, rows
+from ledger.models import OutboxEntry
+from ledger.outbox import JOB
+from ledger.posting import Result, post_due
+from recovery import wakeups
+from recovery.clock import db_now
+from recovery.models import JobRun
+from recovery.runner import run_job
+from tests.ledger.entries import Background, drain, fresh, into, junk, policy, put, state, store
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SECOND = f"{JOB}:2"
+
+
+@pytest.fixture(autouse=True)
+def small(settings):
+    settings.JOB_OUTBOX_BATCH_SIZE = 10
+    settings.JOB_OUTBOX_DRAINS = 2
+
+
+@pytest.fixture
+def woken(monkeypatch):
+    """Return the names of the jobs that are woken."""
+    names = []
+    monkeypatch.setattr(wakeups, "wake", names.append)
+    return names
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """Return how many entries each batch asks for."""
+    found = []
+    genuine = jobs.post_due
+
+    def noted(policy, *, limit):
+        found.append(limit)
+        return genuine(policy, limit=limit)
+
+    monkeypatch.setattr(jobs, "post_due", noted)
+    return found
+
+
+def entries(count):
+    store((f"k{n}", f"lot:{n}", into("OAK", "1")) for n in range(count))
+
+
+@pytest.mark.parametrize(("count", "called"), [(9, []), (10, [SECOND]), (45, [SECOND])])
+def test_next_drain_is_called_once_a_run_where_one_batch_is_not_enough(woken, count, called):
+    entries(count)
+    assert run_job(JOB).result == {"posted": count}
+    assert woken == called
+
+
+def test_last_drain_calls_nobody(woken):
+    entries(30)
+    assert run_job(SECOND).result == {"posted": 30}
+    assert woken == []
+
+
+def test_only_drain_calls_nobody(woken, settings):
+    settings.JOB_OUTBOX_DRAINS = 1
+    entries(30)
+    run_job(JOB)
+    assert woken == []
+
+
+def test_batches_grow_up_to_four_times_while_they_are_quick(sizes):
+    entries(200)
+    assert run_job(JOB).result == {"posted": 200}
+    assert sizes[:4] == [10, 20, 40, 40]
+    assert run_job(JOB).status == "ok"
+    assert sizes[-1] == 10, "each run begins anew"
+
+
+def test_batches_shrink_while_they_are_slow(sizes, monkeypatch, settings):
+    settings.JOB_OUTBOX_BATCH_SIZE = 40
+    monkeypatch.setattr(jobs, "LONGEST_BATCH_S", 0.0)
+    entries(100)
+    assert run_job(JOB).result == {"posted": 100}
+    assert sizes[:4] == [40, 20, 10, 10]
+
+
+def held(head):
+    """Return a connection that has ``head`` locked, as a drain that is just posting it."""
+    other = connection.copy()
+    other.inc_thread_sharing()
+    with other.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute(f"SELECT 1 FROM {rows.ENTRY} WHERE id = %s FOR UPDATE", [head.pk])
+    return other
+
+
+@pytest.mark.mariadb
+def test_follower_of_an_entry_that_another_drain_is_posting_waits_for_no_tick():
+    head = put("head", into("OAK", "1"), aggregate="lot:A")
+    follower = put("late", into("OAK", "1"), aggregate="lot:A")
+    other, posted = held(head), []
+
+    def let_go():
+        while not fresh(follower).next_attempt_at > db_now():
+            pass
+        with other.cursor() as cursor:
+            cursor.execute(f"UPDATE {rows.ENTRY} SET status = 'posted' WHERE id = %s", [head.pk])
+            cursor.execute("COMMIT")
+        posted.append(head.pk)
+
+    busy = Background(let_go)
+    try:
+        assert run_job(JOB).result["posted"] == 1
+    finally:
+        busy.result()
+        other.close()
+    assert state(follower) == ("posted", 0, "")
+    assert JobRun.objects.count() == 1
+
+
+@pytest.mark.mariadb
+@pytest.mark.parametrize(("late_s", "waits_s"), [(0, 0.05), (4, 2), (3_600, 5)])
+def test_followers_wait_the_longer_the_later_the_head_is(late_s, waits_s):
+    head = put("head", into("OAK", "1"), aggregate="lot:A")
+    follower = put("late", into("OAK", "1"), aggregate="lot:A")
+    begun = db_now()
+    OutboxEntry.objects.filter(pk=head.pk).update(next_attempt_at=begun - timedelta(seconds=late_s))
+    other = held(head)
+    try:
+        result = post_due(policy(), limit=10)
+    finally:
+        other.close()
+    assert result.parked == 1
+    assert result.briefly is (waits_s < parking.BRIEFLY_S)
+    waited = fresh(follower).next_attempt_at - begun
+    slack = db_now() - begun
+    assert timedelta(seconds=waits_s) <= waited <= timedelta(seconds=waits_s) + 2 * slack
+
+
+def test_follower_of_a_failed_entry_is_not_waited_for():
+    junk("head", {}, aggregate="lot:A")
+    put("late", into("OAK", "1"), aggregate="lot:A")
+    result = drain()
+    assert (len(result.failures), result.parked, result.briefly) == (1, 1, False)
+
+
+def test_parts_of_a_batch_tell_together_whether_somebody_waits_briefly():
+    total = Result()
+    total.add(Result(briefly=True))
+    total.add(Result())
+    assert total.briefly
+
+
+@pytest.mark.mariadb
+def test_two_drains_at_once_post_everything_once_and_share_it():
+    both = threading.Barrier(2, timeout=30)
+    entries(600)
+    seen = []
+
+    def work(name):
+        both.wait()
+        outcome = run_job(name)
+        seen.append(outcome.result["posted"])
+        return outcome.status
+
+    drains = [Background(lambda name=name: work(name)) for name in (JOB, SECOND)]
+    assert [it.result() for it in drains] == ["ok", "ok"]
+    assert sum(seen) == 600
+    assert min(seen) > 0
+    assert not OutboxEntry.objects.pending().exists()
