@@ -10,7 +10,7 @@ from django.db import connection
 
 from ledger.models import ErrorCode
 from ledger.payloads import AccountKey, Movement, RefusedError
-from ledger.rows import AccountRow, Claimed
+from ledger.rows import AccountRow, Claimed, Stored
 from recovery.faultpoints import faultpoint
 from recovery.fields import (
     QUANTITY_PLACES,
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 KEPT_BY_ALL = Decimal(10) ** (SQLITE_DIGITS - QUANTITY_PLACES)
 """Below this, six decimals make no more digits than every database keeps exactly."""
+
+BY_ACCOUNTS = (ErrorCode.ACCOUNT_CLOSED, ErrorCode.INSUFFICIENT_BALANCE)
 
 Accounts = dict[AccountKey, AccountRow]
 
@@ -78,6 +80,10 @@ class Verdict:
     """Entries that must wait, by the id of the entry they wait for."""
     held_back: set[str] = field(default_factory=set)
     """Aggregates whose first entry left stays: its followers remain parked."""
+
+    def is_by_accounts(self) -> bool:
+        """Tell whether entries were refused for what accounts held: they may be good by now."""
+        return any(why.code in BY_ACCOUNTS for _, why in self.refused)
 
     def agrees(self, other: "Verdict") -> bool:
         """Tell whether both post the same entries and refuse the same ones for the same reasons."""
@@ -159,6 +165,8 @@ def _move(movement: Movement, accounts: Accounts) -> None:
             )
         after.append((account, _storable(key, balance)))
     for account, balance in after:
+        if balance < account.lowest and balance < account.balance:
+            account.lowest = balance
         account.balance = balance
 
 
@@ -172,6 +180,29 @@ def _storable(key: AccountKey, balance: Decimal) -> Decimal:
         raise RefusedError(
             ErrorCode.UNEXPECTED, f"the balance of {key[0]} [{key[1]}]: {error}"
         ) from error
+
+
+def keep_pace(
+    accounts: Iterable[AccountRow], locked: Mapping[int, Stored], verdict: Verdict
+) -> bool:
+    """Move the running balances along with what the locked accounts hold by now.
+
+    False: by these balances entries might be judged otherwise; nothing is moved then.
+    """
+    changed = [(it, locked[it.id]) for it in accounts if locked.get(it.id, it.stored) != it.stored]
+    if changed and (verdict.is_by_accounts() or not all(_stands(it, now) for it, now in changed)):
+        return False
+    for account, now in changed:
+        account.balance += now[0] - account.stored[0]
+        account.stored = now
+    return True
+
+
+def _stands(account: AccountRow, now: Stored) -> bool:
+    """Tell whether nothing is refused though the account holds what it does ``now``."""
+    shift = now[0] - account.stored[0]
+    is_small = abs(account.balance) + abs(shift) < KEPT_BY_ALL
+    return now[1:] == account.stored[1:] and is_small and account.lowest + shift >= 0
 
 
 def moved(accounts: Iterable[AccountRow]) -> list[AccountRow]:

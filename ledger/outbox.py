@@ -34,6 +34,8 @@ KNOWN = [
     if column.attname in {"id", "status", *STORED}
 ]
 """What is known of an entry that was just stored; the rest is read where it is asked for."""
+STATEMENT_BYTES, ROW_BYTES = 200_000, 1_000
+"""So much goes into one statement, unless a single row is larger: some servers take 1 MB."""
 EVENT_TYPE_MAX_LENGTH = 100
 TRACEPARENT_MAX_LENGTH = 55
 
@@ -177,10 +179,14 @@ def publish_all(events: Iterable[Event]) -> None:
     for key, content in (tuple(row[name] for name in CONTENT) for row in rows):
         if (posted | known).get(key, content) != content:
             raise KeyConflictError(key)
+    largest = max((len(row["payload"].encode()) for row in rows), default=0)
     OutboxEntry.objects.bulk_create(
-        OutboxEntry(**row | {"payload": json.loads(row["payload"])})
-        for row in rows
-        if row["event_key"] not in known
+        (
+            OutboxEntry(**row | {"payload": json.loads(row["payload"])})
+            for row in rows
+            if row["event_key"] not in known
+        ),
+        batch_size=max(1, STATEMENT_BYTES // (largest + ROW_BYTES)),
     )
     wake_on_commit(JOB)
 

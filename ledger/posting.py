@@ -10,7 +10,7 @@ from functools import partial
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
 from ledger import parking, rows
-from ledger.judging import Accounts, Case, Verdict, judge, moved
+from ledger.judging import Accounts, Case, Verdict, judge, keep_pace, moved
 from ledger.models import ErrorCode, OutboxEntry
 from ledger.payloads import AccountKey, RefusedError, UnknownVersionError, read
 from recovery.clock import db_now
@@ -354,7 +354,7 @@ class _Batch:
         """Confirm the verdict by the accounts as they are now, and store their balances."""
         if not self.work.locks_first:
             locked = self._lock(accounts, guarded=True)
-            if any(it.stored != locked.get(it.id, it.stored) for it in accounts.values()):
+            if not keep_pace(accounts.values(), locked, verdict):
                 accounts = _as_locked(accounts, locked)
                 if not judge(self.case.once_more(verdict), accounts).agrees(verdict):
                     raise OvertakenError
@@ -395,7 +395,8 @@ def _as_locked(accounts: Accounts, locked: Mapping[int, rows.Stored]) -> Account
     """Return the accounts unmoved, with what they hold now where they are locked."""
     now = {key: locked.get(account.id, account.stored) for key, account in accounts.items()}
     return {
-        key: rows.AccountRow(account.id, now[key], now[key][0]) for key, account in accounts.items()
+        key: rows.AccountRow(account.id, now[key], now[key][0], now[key][0])
+        for key, account in accounts.items()
     }
 
 

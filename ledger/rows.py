@@ -70,6 +70,8 @@ class AccountRow:
     id: int
     stored: Stored
     balance: Decimal
+    lowest: Decimal
+    """The lowest balance that an entry left which took from it."""
 
     def change(self) -> Decimal:
         """Return by how much the balance was moved."""
@@ -276,7 +278,7 @@ def read_accounts(keys: Collection[AccountKey]) -> dict[AccountKey, AccountRow]:
         sql = f"SELECT {STORED}, id, code, unit FROM {ACCOUNT} WHERE code IN ({_marks(codes)})"  # noqa: S608
         for *stored, pk, code, unit in _exact(_fetch(sql, codes)):
             if (code, unit) in keys:
-                found[code, unit] = AccountRow(pk, tuple(stored), stored[0])
+                found[code, unit] = AccountRow(pk, tuple(stored), stored[0], stored[0])
     return found
 
 

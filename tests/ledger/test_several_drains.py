@@ -2,13 +2,16 @@
 
 import random
 import threading
+from decimal import Decimal
 
 import pytest
 from django.db.models.functions import Now
 
 from ledger import rows
-from ledger.models import Account, OutboxEntry
+from ledger.judging import Verdict, _move, keep_pace
+from ledger.models import Account, ErrorCode, OutboxEntry
 from ledger.outbox import Line
+from ledger.payloads import Movement, RefusedError
 from ledger.posting import post_due
 from recovery.errors import DEADLOCK
 from tests.ledger.entries import (
@@ -158,3 +161,57 @@ def test_balances_that_move_meanwhile_without_changing_the_verdict_cost_no_secon
     assert claimed == [mine.pk, other.pk]
     assert balance("stock:OAK") == 10
     assert_books_balance()
+
+
+# Balances that move meanwhile
+
+
+def account(stored, balance, lowest, *, closed=0):
+    """Return an account of the id 7 that a batch has moved."""
+    held = (Decimal(stored), closed, 0)
+    return rows.AccountRow(7, held, Decimal(balance), Decimal(lowest))
+
+
+@pytest.mark.parametrize(
+    ("now", "stands"),
+    [("10", True), ("12", True), ("4", True), ("3.999999", False), ("0", False)],
+)
+def test_verdict_stands_while_no_entry_would_have_taken_too_much(now, stands):
+    row = account("10", "8", "6")
+    locked = {7: (Decimal(now), 0, 0)}
+    assert keep_pace([row], locked, Verdict()) is stands
+    held, change = (now, "-2") if stands else ("10", "-2")
+    assert (row.stored[0], row.change()) == (Decimal(held), Decimal(change))
+
+
+def test_verdict_falls_with_an_account_that_is_closed_or_opened():
+    assert not keep_pace([account("1", "2", "1")], {7: (Decimal(1), 1, 0)}, Verdict())
+    assert not keep_pace([account("1", "2", "1", closed=1)], {7: (Decimal(1), 0, 0)}, Verdict())
+
+
+@pytest.mark.parametrize(
+    ("code", "stands"),
+    [("insufficient_balance", False), ("account_closed", False), ("unbalanced", True)],
+)
+def test_verdict_falls_where_an_account_refused_an_entry_and_has_moved(code, stands):
+    verdict = Verdict(refused=[(None, RefusedError(ErrorCode(code), "no"))])
+    assert keep_pace([account("1", "2", "1")], {7: (Decimal(5), 0, 0)}, verdict) is stands
+    assert keep_pace([account("1", "2", "1")], {7: (Decimal(1), 0, 0)}, verdict)
+
+
+def test_account_that_others_may_move_is_taken_as_it_was():
+    row = account("1", "2", "1")
+    assert keep_pace([row], {}, Verdict())
+    assert row.change() == 1
+
+
+def test_balance_near_the_limit_of_a_database_is_judged_again():
+    row = account("999999999", "999999999", "999999999")
+    assert not keep_pace([row], {7: (Decimal("999999998"), 0, 0)}, Verdict())
+
+
+def test_lowest_balance_is_that_of_an_entry_that_took_some():
+    row = account("10", "10", "10")
+    for change in ("-4", "9", "-1"):
+        _move(Movement([], {("a", "u"): Decimal(change)}), {("a", "u"): row})
+    assert (row.balance, row.lowest) == (14, 6)

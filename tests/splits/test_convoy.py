@@ -16,7 +16,7 @@ from recovery.models import AuditRecord, Job, JobRun
 from recovery.runner import run_job
 from splits import convoy, jobs, lifecycle
 from splits.audit import Author
-from splits.lifecycle import FINALIZE_JOB
+from splits.lifecycle import FINALIZE_JOB, NewLine
 from splits.models import FinalizeStep, Lot, OrderStatus, SplitOrder, StepName
 from tests.factories import LotFactory, SplitOrderFactory, hang
 from tests.faults.workload import SHORT
@@ -173,7 +173,7 @@ def test_code_of_a_reversed_order_is_taken_back_alone():
 def test_child_lots_order_is_published_in_its_roots_aggregate():
     parent = SplitOrderFactory(at=OrderStatus.FINALIZED)
     piece = parent.outputs.get(code__endswith="-001")
-    line = lifecycle.NewLine(1, "piece", "OAK-XS", piece.quantity)
+    line = NewLine(1, "piece", "OAK-XS", piece.quantity)
     child = lifecycle.create_order(number="SO-child", source_lot=piece, lines=[line])
     lifecycle.submit(child.pk)
     assert pks(together().arrived) == [child.pk]
@@ -196,7 +196,7 @@ def other():
 def test_row_that_somebody_holds_is_not_waited_for(what, other):
     parent = SplitOrderFactory(at=OrderStatus.FINALIZED)
     piece = parent.outputs.get(code__endswith="-001")
-    line = lifecycle.NewLine(1, "piece", "OAK-XS", piece.quantity)
+    line = NewLine(1, "piece", "OAK-XS", piece.quantity)
     child = lifecycle.create_order(number="SO-child", source_lot=piece, lines=[line])
     lifecycle.submit(child.pk)
     free = orders(3)
@@ -406,3 +406,28 @@ def test_error_in_a_convoy_charges_nobody(where):
         assert_finalized_once(order)
         assert order.finalize_attempts == 1
     assert not AuditRecord.objects.exists()
+
+
+def test_no_statement_grows_beyond_what_servers_take():
+    """MariaDB takes 16 MB unless told otherwise, many are told 1 MB."""
+    quantity = Decimal(10) / 500
+    for n in range(6):
+        lines = [NewLine(it + 1, "piece", f"{'木' * 60}-{it:03d}", quantity) for it in range(500)]
+        SplitOrderFactory(number=f"SO-{n}-{'x' * 100}", lines=lines)
+    with CaptureQueriesContext(connection) as queries:
+        assert len(together().arrived) == 6
+    assert max(len(it["sql"].encode()) for it in queries) < 500_000
+
+
+def test_packet_that_is_too_large_for_the_server_is_halved(monkeypatch):
+    found = orders(3)
+    genuine = convoy.outbox.publish_all
+
+    def refuse(events):
+        events = list(events)
+        if len(events) > 1:
+            raise OperationalError(1153, "Got a packet bigger than 'max_allowed_packet' bytes")
+        genuine(events)
+
+    monkeypatch.setattr(convoy.outbox, "publish_all", refuse)
+    assert sorted(pks(together().arrived)) == sorted(pks(found))
