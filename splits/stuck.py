@@ -23,7 +23,6 @@ from splits.models import OrderStatus, SplitOrder, StuckSighting
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 100
 FOUND_BY = ("pk", "number", "finalize_epoch", "finalize_attempts")
 
 
@@ -85,14 +84,9 @@ def find(request: Request, numbers: Iterable[str] = ()) -> Iterator[Found]:
     wanted = list(numbers)
     if wanted:
         orders = orders.filter(number__in=wanted)
-    last_id = 0
-    while True:
-        batch = orders.filter(pk__gt=last_id).order_by("pk")[:AT_ONCE]
-        rows = [Found(*row) for row in batch.values_list(*FOUND_BY)]
-        yield from rows
-        if len(rows) < AT_ONCE:
-            return
-        last_id = rows[-1].order_id
+    # All at once: for the sake of a LIMIT MariaDB would walk the primary key.
+    for row in list(orders.order_by("pk").values_list(*FOUND_BY)):
+        yield Found(*row)
 
 
 def recover(found: Found, request: Request) -> Recovery:

@@ -1,7 +1,6 @@
 """Pages of the admin, the statements behind them, and tables full of rows to list."""
 
 import re
-import uuid
 from decimal import Decimal
 from typing import Any
 
@@ -18,11 +17,14 @@ from django.utils.http import urlencode
 from ledger.models import Account, OutboxEntry, Posting, Transaction
 from ledger.outbox import payload_of
 from recovery.models import AuditRecord, Job, JobRun
-from splits.models import Breaker, Lot, OrderStatus, SplitOrder
+from splits.models import Breaker, Lot, SplitOrder
 from tests.ledger.entries import into
+from tests.tables import Sql, moment, store_many, text
 
+N = Sql("n")
+RUN_ID = text(f"{'0' * 25}{{SUBSTR(10000000 + n, 2)}}")
+"""Its hexadecimal digits are those of the row's number."""
 MODELS = [Account, OutboxEntry, Transaction, AuditRecord, Job, JobRun, Breaker, Lot, SplitOrder]
-AT_ONCE = 1_000
 
 
 def list_url(model: type[Model], **query: Any) -> str:
@@ -55,8 +57,9 @@ def listed(client: Client, model: type[Model], **query: Any) -> list[Any]:
 def size_shown(client: Client, model: type[Model], **query: Any) -> str:
     """Return what a list says of its size."""
     content = client.get(list_url(model, **query)).content.decode()
-    (_, _, rest) = content.partition('<p class="paginator">')
-    return re.sub(r"\s+", " ", strip_tags(rest.partition("</p>")[0])).strip()
+    shown = content.partition('<p class="paginator">')[2].partition("</p>")[0]
+    without_links = re.sub(r'<a .*?</a>|<span class="nowhere">.*?</span>', "", shown)
+    return re.sub(r"\s+", " ", strip_tags(without_links)).strip()
 
 
 def statements(client: Client, url: str) -> list[str]:
@@ -75,83 +78,84 @@ def staff(name: str, *permissions: str) -> Client:
     return client
 
 
+def of_ten(first: str, rest: str) -> Sql:
+    """Return one value for the first ten rows, another one for the rest."""
+    return Sql(f"CASE WHEN n <= 10 THEN '{first}' ELSE '{rest}' END")
+
+
 def fill(count: int) -> None:
     """Fill every large table with ``count`` rows; ten of the oldest are not like the others."""
-    numbers = range(1, count + 1)
-    payload = payload_of(into("OAK", "1"))
-    _store(
-        OutboxEntry(
-            pk=n,
-            event_key=f"split-order:SO-{n}:finalized",
-            event_type="test",
-            aggregate=f"lot:B{n % 50}",
-            payload=payload,
-            content_hash="0" * 64,
-            status="dead" if n <= 10 else "posted",
-            last_error_code="account_closed" if n <= 10 else "",
-            last_error="it is closed" if n <= 10 else "",
-        )
-        for n in numbers
+    key = text("split-order:SO-{n}:finalized")
+    # A thousand rows at a time, as an import makes them.
+    made = moment("(n - n % 1000) / 1000")
+    store_many(
+        OutboxEntry,
+        count,
+        id=N,
+        event_key=key,
+        event_type="test",
+        aggregate=text("lot:B{n % 50}"),
+        payload=payload_of(into("OAK", "1")),
+        content_hash="0" * 64,
+        status=of_ten("dead", "posted"),
+        last_error_code=of_ten("account_closed", ""),
+        last_error="it is closed",
+        created_at=made,
     )
-    _store(
-        Transaction(pk=n, event_key=f"split-order:SO-{n}:finalized", event_type="test")
-        for n in numbers
+    store_many(Transaction, count, id=N, event_key=key, event_type="test")
+    store_many(
+        Account,
+        count,
+        id=N,
+        code=text("stock:SKU-{SUBSTR(1000000 + n, 2)}"),
+        unit="m2",
+        closed_at=Sql(f"CASE WHEN n <= 10 THEN {moment('n')} END"),
     )
-    closed_at = "2026-01-01T00:00:00Z"
-    _store(
-        Account(
-            pk=n, code=f"stock:SKU-{n:06d}", unit="m2", closed_at=closed_at if n <= 10 else None
-        )
-        for n in numbers
+    store_many(Posting, count, transaction=N, line=1, account=Sql("n % 2 + 1"), quantity=Decimal(1))
+    store_many(
+        Lot,
+        count,
+        id=N,
+        code=text("B{n}"),
+        sku=Sql(f"CASE WHEN n % 2 = 1 THEN 'OAK' ELSE {text('SKU-{n}')} END"),
+        quantity=Decimal(10),
+        unit="m2",
+        root_code=text("B{n % 50}"),
+        status=of_ten("cancelled", "available"),
+        created_at=made,
     )
-    _store(Posting(transaction_id=n, line=1, account_id=n % 2 + 1, quantity=1) for n in numbers)
-    _store(
-        Lot(
-            pk=n,
-            code=f"B{n}",
-            sku="OAK" if n % 2 else f"SKU-{n}",
-            quantity=Decimal(10),
-            unit="m2",
-            root_code=f"B{n % 50}",
-            status="cancelled" if n <= 10 else "available",
-        )
-        for n in numbers
-    )
-    _store(
-        SplitOrder(
-            pk=n,
-            number=f"SO-{n}",
-            source_lot_id=n,
-            status=OrderStatus.FAILED if n <= 10 else OrderStatus.FINALIZED,
-        )
-        for n in numbers
+    store_many(
+        SplitOrder,
+        count,
+        id=N,
+        number=text("SO-{n}"),
+        source_lot=N,
+        status=Sql(
+            "CASE WHEN n <= 10 THEN 'failed' WHEN n % 3 = 0 THEN 'reversed' ELSE 'finalized' END"
+        ),
+        created_at=made,
     )
     Job.objects.bulk_create([Job(name="jobA"), Job(name="jobB")])
-    _store(
-        JobRun(
-            pk=n,
-            run_id=uuid.UUID(int=n),
-            job_id="jobA" if n % 2 else "jobB",
-            fence=n,
-            host="h",
-            pid=1,
-            status="died" if n <= 10 else "ok",
-        )
-        for n in numbers
+    store_many(
+        JobRun,
+        count,
+        id=N,
+        run_id=RUN_ID,
+        job=Sql("CASE WHEN n % 2 = 1 THEN 'jobA' ELSE 'jobB' END"),
+        fence=N,
+        host="h",
+        pid=1,
+        status=of_ten("died", "ok"),
+        started_at=made,
     )
-    _store(
-        AuditRecord(
-            pk=n,
-            actor="ann" if n <= 10 else "system:test",
-            action="job-paused" if n <= 10 else "outbox-entry-dead",
-            target_type="outbox-entry",
-            target_id=f"{n % 1_000}",
-            run_id=uuid.UUID(int=n),
-        )
-        for n in numbers
+    store_many(
+        AuditRecord,
+        count,
+        id=N,
+        actor=of_ten("ann", "system:test"),
+        action=of_ten("job-paused", "outbox-entry-dead"),
+        target_type="outbox-entry",
+        target_id=text("{n % 1000}"),
+        run_id=RUN_ID,
+        at=made,
     )
-
-
-def _store(rows: Any) -> None:
-    found = list(rows)
-    type(found[0]).objects.bulk_create(found, batch_size=AT_ONCE)

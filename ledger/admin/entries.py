@@ -47,7 +47,7 @@ class StatusFilter(ChoiceFilter):
     """By where they stand."""
 
     title = _("status")
-    parameter_name = "status"
+    parameter_name = column = "status"
     values = EntryStatus.choices
 
 
@@ -55,7 +55,7 @@ class ErrorFilter(ChoiceFilter):
     """By why they could not be posted."""
 
     title = _("last error")
-    parameter_name = "last_error_code"
+    parameter_name = column = "last_error_code"
     values = ErrorCode.choices
 
 
@@ -79,8 +79,9 @@ class OutboxEntryAdmin(ReadOnlyAdmin):
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """Return the order of the index that serves the filters."""
-        by_status_alone = "status" in request.GET and "last_error_code" not in request.GET
-        return ("-created_at", "-id") if by_status_alone else self.ordering
+        if "last_error_code" in request.GET:
+            return ("-last_error_code", "-id")
+        return ("-status", "-created_at", "-id") if "status" in request.GET else self.ordering
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[OutboxEntry]:
         """Leave payloads alone: another program may have stored what cannot be read."""

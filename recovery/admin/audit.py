@@ -23,7 +23,7 @@ class ActionFilter(ChoiceFilter):
     """By what was done."""
 
     title = _("action")
-    parameter_name = "action"
+    parameter_name = column = "action"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Choice]:
         """Return the actions that the apps have registered."""

@@ -23,9 +23,11 @@ class ReadOnlyAdmin(ExactSearchAdmin):
     ordering: ClassVar[tuple[str, ...]] = ("-id",)
     sortable_by: ClassVar[tuple[str, ...]] = ()
     list_per_page = 100
+    paginator = CappedPaginator
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
     actions_selection_counter = False
+    change_list_template = "admin/recovery/list.html"
     change_form_template = "admin/recovery/object.html"
 
     class Media:
@@ -63,20 +65,15 @@ class ReadOnlyAdmin(ExactSearchAdmin):
         return super().changelist_view(request, title | (extra_context or {}))
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
-        """Return the order of the index that serves the filters in the request."""
-        return self.ordering
+        """Return the order of the index that serves the filters asked for: their columns first."""
+        filters: Iterable[Any] = self.list_filter
+        columns = [it.column for it in filters if it.column and it.parameter_name in request.GET]
+        sign = "-" if self.ordering[0].startswith("-") else ""
+        return (*(sign + column for column in columns), *self.ordering)
 
     def for_list(self, queryset: Any) -> Any:
         """Return what the list reads of its rows; by default everything."""
         return queryset
-
-    def get_paginator(
-        self, request: HttpRequest, queryset: Any, *args: Any, **kwargs: Any
-    ) -> CappedPaginator:
-        """Return the pages of a list."""
-        paginator = CappedPaginator(queryset, *args, **kwargs)
-        paginator.unfiltered = self.for_list(self.get_queryset(request))
-        return paginator
 
     def tables(self, row: Any) -> Iterable[Table]:
         """Return the tables on the page of ``row``."""

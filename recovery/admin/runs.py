@@ -87,6 +87,7 @@ class RunJobFilter(ChoiceFilter):
 
     title = _("job")
     parameter_name = "job"
+    column = "job_id"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[Choice]:
         """Return the jobs there are, also those no longer registered."""
@@ -97,7 +98,7 @@ class RunStatusFilter(ChoiceFilter):
     """By how they ended."""
 
     title = _("status")
-    parameter_name = "status"
+    parameter_name = column = "status"
     values = RunStatus.choices
 
 
@@ -121,7 +122,7 @@ class JobRunAdmin(ReadOnlyAdmin):
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """Return the order of the index that serves the filters."""
         both = {"job", "status"} <= set(request.GET)
-        return ("-fence", "-id") if both else self.ordering
+        return ("-job_id", "-status", "-fence", "-id") if both else super().get_ordering(request)
 
     def for_list(self, queryset: Any) -> Any:
         """Read the beginning of the error."""

@@ -34,7 +34,7 @@ class LotStatusFilter(ChoiceFilter):
     """By whether they can be split."""
 
     title = _("status")
-    parameter_name = "status"
+    parameter_name = column = "status"
     values = LotStatus.choices
 
 

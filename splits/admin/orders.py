@@ -69,7 +69,7 @@ class OrderStatusFilter(ChoiceFilter):
     """By where they stand."""
 
     title = _("status")
-    parameter_name = "status"
+    parameter_name = column = "status"
     values = OrderStatus.choices
 
 

@@ -52,8 +52,7 @@ def test_order_that_is_not_in_progress_is_not_stuck(at):
     assert list(stuck.find(request(threshold_s=0))) == []
 
 
-def test_all_stuck_orders_are_found_in_batches(monkeypatch):
-    monkeypatch.setattr(stuck, "AT_ONCE", 2)
+def test_all_stuck_orders_are_found_by_id():
     numbers = [hang(SplitOrderFactory()).number for _ in range(5)]
     assert [found.number for found in stuck.find(request())] == numbers
 
