@@ -7,12 +7,13 @@ ARGS ?=
 
 RUN := .venv/bin/python
 DEMO := .venv-demo/bin/python
+BENCH := .venv-bench/bin/python
 # What a developer's shell has set for a server of their own must not leak into tests and demo.
 EMBEDDED := env -u DATABASE_URL -u REDIS_URL -u SECRET_KEY -u RECOVERY_FAULTPOINTS
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-clean test soak check bench coverage messages screenshots lock
+.PHONY: help setup demo demo-clean test soak check bench bench-full coverage messages screenshots lock
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,12 +36,7 @@ demo-clean: ## forget the demo: its environment and the embedded database
 	rm -rf .venv-demo var/demo-* var/db.sqlite3* var/metrics
 
 test: setup ## run the whole suite, on SQLite and on MariaDB with Redis (ARGS for pytest)
-	@status=0; \
-	printf '\n== 1 of 2: embedded mode, SQLite ==\n'; \
-	$(EMBEDDED) $(RUN) -m pytest $(ARGS) || status=1; \
-	printf '\n== 2 of 2: production mode, MariaDB and Redis ==\n'; \
-	$(EMBEDDED) $(RUN) -m tests.servers -- $(RUN) -m pytest $(ARGS) || status=1; \
-	exit $$status
+	@$(EMBEDDED) $(RUN) -m tests.both $(ARGS)
 
 soak: setup ## ten minutes of work under every kind of fault (ARGS="--minutes 60 --seed 7")
 	$(EMBEDDED) DEBUG=true $(RUN) -m tests.faults.soak $(ARGS)
@@ -60,8 +56,16 @@ check: setup ## lint, format, types, contracts, migrations, system checks, locks
 		$(RUN) manage.py check --deploy --fail-level WARNING
 	$(RUN) .ci/hygiene.py
 
-bench: setup ## measure postings a second beside the driver and one task each
-	$(EMBEDDED) $(RUN) -m tests.servers -- $(RUN) -m benchmarks $(ARGS)
+.venv-bench/stamp: requirements/bench.lock
+	@.ci/packages "$(PYTHON)"
+	@.ci/venv .venv-bench requirements/bench.lock "$(PYTHON)"
+	@touch $@
+
+bench: .venv-bench/stamp ## measure everything beside its floor, ten minutes (ARGS="--only drain,latency")
+	@$(EMBEDDED) $(BENCH) -m tests.servers -- $(BENCH) -m benchmarks $(ARGS)
+
+bench-full: .venv-bench/stamp ## the same, with tables of up to five million rows
+	@$(EMBEDDED) $(BENCH) -m tests.servers -- $(BENCH) -m benchmarks --full $(ARGS)
 
 coverage: setup ## branch coverage of the suite on MariaDB with Redis
 	$(EMBEDDED) $(RUN) -m tests.servers -- $(RUN) -m pytest --cov --cov-report=term $(ARGS)
@@ -80,6 +84,8 @@ UV ?= uv
 COMPILE := $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-annotate --no-strip-extras --quiet
 
-lock: ## resolve both lock files anew (needs uv)
+lock: ## resolve the lock files anew (needs uv)
 	$(COMPILE) --output-file requirements/runtime.lock
 	$(COMPILE) --extra mysql --extra server --group dev --output-file requirements/dev.lock
+	$(COMPILE) --extra mysql --extra server --group bench --constraint requirements/dev.lock \
+		--output-file requirements/bench.lock

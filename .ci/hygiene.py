@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {
     "requirements/runtime.lock": (),
     "requirements/dev.lock": ("mysql", "server", "dev"),
+    "requirements/bench.lock": ("mysql", "server", "bench"),
 }
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Written so that this line is not a find of its own.

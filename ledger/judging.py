@@ -154,16 +154,18 @@ def _move(movement: Movement, accounts: Accounts) -> None:
     for key, change in movement.changes.items():
         account = accounts[key]
         _, closed, allow_negative = account.stored
+        balance = account.balance + change
         if closed:
             raise RefusedError(ErrorCode.ACCOUNT_CLOSED, f"account {key[0]} [{key[1]}] is closed")
-        balance = account.balance + change
         if balance < 0 and change < 0 and not allow_negative:
             raise RefusedError(
                 ErrorCode.INSUFFICIENT_BALANCE,
                 f"account {key[0]} [{key[1]}] holds {account.balance:f},"
                 f" which {change:f} would take below zero",
             )
-        after.append((account, _storable(key, balance)))
+        if not -KEPT_BY_ALL < balance < KEPT_BY_ALL:
+            balance = _storable(key, balance)
+        after.append((account, balance))
     for account, balance in after:
         if balance < account.lowest and balance < account.balance:
             account.lowest = balance
@@ -172,8 +174,6 @@ def _move(movement: Movement, accounts: Accounts) -> None:
 
 def _storable(key: AccountKey, balance: Decimal) -> Decimal:
     """Return ``balance``, a sum of quantities with six decimals, if the database keeps it."""
-    if -KEPT_BY_ALL < balance < KEPT_BY_ALL:
-        return balance
     try:
         return storable_quantity(balance, connection.vendor)
     except InexactQuantityError as error:

@@ -25,10 +25,15 @@ Lines = list[tuple[AccountKey, str]]
 _SUMS = Context(prec=40)
 """Enough for the exact sum of as many of the largest quantities as an entry can have."""
 
+_decoder = json.JSONDecoder()
+
 _ZERO = Decimal(0)
 
 _is_plain = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,6})?").fullmatch
-"""Tells whether a text is a quantity that every database keeps exactly: most are."""
+"""Tells whether a text is a quantity that every database keeps exactly: most are.
+
+As many of them as an entry can have add up to 20 digits, which Python's default context keeps.
+"""
 
 
 class RefusedError(Exception):
@@ -57,14 +62,43 @@ def read(payload: str, vendor: str) -> Movement:
 
     Raises RefusedError (``payload_invalid``, ``unbalanced``); UnknownVersionError.
     """
+    postings = _postings(payload)
+    return _read_plain(postings) or _read(postings, vendor)
+
+
+def _read_plain(postings: Iterable[Any]) -> Movement | None:
+    """Read balanced postings of one unit and of plain quantities: nearly all are such.
+
+    None: they are not, or something is wrong with them.
+    """
+    lines: Lines = []
+    changes: dict[AccountKey, Decimal] = {}
+    total, units = _ZERO, set()
+    try:
+        for item in postings:
+            text = item["quantity"]
+            if not _is_plain(text):
+                return None
+            key = _account(item["account"], item["unit"])
+            change = Decimal(text)
+            lines.append((key, text))
+            changes[key] = changes[key] + change if key in changes else change
+            total += change
+            units.add(key[1])
+    except (KeyError, TypeError, ValidationError):
+        return None
+    return Movement(lines, changes) if not total and len(units) == 1 else None
+
+
+def _read(postings: Iterable[Any], vendor: str) -> Movement:
     lines: Lines = []
     changes: dict[AccountKey, Decimal] = {}
     units: dict[str, Decimal] = {}
-    for item in _postings(payload):
-        key, text = _line(item, vendor)
+    for item in postings:
+        key, text = _checked_line(item, vendor)
         change = Decimal(text)
         lines.append((key, text))
-        changes[key] = _SUMS.add(changes[key], change) if key in changes else change
+        changes[key] = _SUMS.add(changes.get(key, _ZERO), change)
         units[key[1]] = _SUMS.add(units.get(key[1], _ZERO), change)
     if any(units.values()):
         raise RefusedError(ErrorCode.UNBALANCED, _sums_text(units.items()))
@@ -73,7 +107,7 @@ def read(payload: str, vendor: str) -> Movement:
 
 def _postings(payload: str) -> list[Any]:
     try:
-        content = json.loads(payload)
+        content = _parsed(payload)
     except ValueError as error:
         raise RefusedError(ErrorCode.PAYLOAD_INVALID, f"not JSON: {error}") from None
     except RecursionError:
@@ -92,6 +126,15 @@ def _postings(payload: str) -> list[Any]:
     return postings
 
 
+def _parsed(payload: str) -> Any:
+    """Return what ``json.loads`` does, at half the price where nothing stands around the value."""
+    try:
+        content, end = _decoder.raw_decode(payload)
+    except ValueError:
+        end = -1
+    return content if end == len(payload) else json.loads(payload)
+
+
 def _text_in(item: Any, name: str) -> str:
     value = item[name]
     if type(value) is not str:
@@ -104,16 +147,6 @@ def _shown(junk: Any) -> str:
         return f"{junk!r:.200}"
     except RecursionError:
         return f"{type(junk).__name__} nested too deeply"
-
-
-def _line(item: Any, vendor: str) -> tuple[AccountKey, str]:
-    try:
-        quantity = item["quantity"]
-        if _is_plain(quantity):
-            return _account(item["account"], item["unit"]), quantity
-    except (KeyError, TypeError, ValidationError):
-        pass  # what is wrong is said below
-    return _checked_line(item, vendor)
 
 
 @lru_cache(maxsize=50_000)

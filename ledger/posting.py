@@ -338,11 +338,7 @@ class _Batch:
         """Write all but the balances."""
         posted = [entry.id for entry in verdict.posted]
         rows.insert_transactions(posted, self.now)
-        rows.insert_postings(
-            (pk, line, accounts[key].id, quantity)
-            for pk in posted
-            for line, (key, quantity) in enumerate(self.case.movements[pk].lines, start=1)
-        )
+        rows.insert_postings(((pk, self.case.movements[pk].lines) for pk in posted), accounts)
         rows.mark_posted(posted + [entry.id for entry in verdict.duplicates], self.now)
         charges = [self._charge(entry, refusal) for entry, refusal in verdict.refused]
         rows.store_charges(charges, actor=self.policy.actor)

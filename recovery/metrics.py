@@ -17,7 +17,7 @@ JOB_FAILURES = Counter("job_failures", "Failed runs of a job.", ["job"])
 JOB_SKIPPED = Counter("job_skipped", "Runs that did not take place, by reason.", ["job", "reason"])
 JOB_DURATION = Histogram("job_duration_seconds", "Duration of a job's runs.", ["job"])
 
-SKIP_REASONS = ("locked", "no_lock", "paused")
+SKIP_REASONS = ("locked", "no_lane", "no_lock", "paused")
 
 GaugeValues = Iterable[tuple[Mapping[str, str], float]]
 

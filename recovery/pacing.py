@@ -10,5 +10,5 @@ def next_size(size: int, took_s: float, *, least: int, most: int, longest_s: flo
     Half as many after more than ``longest_s``, twice as many after less than a quarter of it.
     """
     if took_s > longest_s:
-        return max(least, size // 2)
+        return min(most, max(least, size // 2))
     return min(most, size * 2) if took_s < longest_s / QUICK else size

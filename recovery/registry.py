@@ -109,6 +109,14 @@ def get(name: str) -> Job:
     raise UnknownJobError(name)
 
 
+def has(name: str) -> bool:
+    """Tell whether there is a job, or a lane of one, called ``name``."""
+    try:
+        return bool(get(name))
+    except UnknownJobError:
+        return False
+
+
 def all_jobs() -> list[Job]:
     """Return every registered job with its lanes by name."""
     return [lane for name in sorted(_jobs) for lane in _jobs[name].lanes()]

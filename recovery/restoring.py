@@ -47,11 +47,10 @@ def paused_jobs() -> list[str]:
 
 
 def running_jobs() -> list[str]:
-    """Return the jobs that are not paused."""
-    paused = paused_jobs()
-    # Whoever pauses a job pauses its lanes.
-    names = [job.name for job in registry.all_jobs() if job.name == job.base]
-    return [name for name in names if name not in paused]
+    """Return the jobs that are not paused, or of which a lane is not."""
+    known = {job.base for job in registry.all_jobs()}
+    running = Job.objects.filter(paused_at=None).values_list("name", flat=True)
+    return sorted(known & {registry.base_of(name) for name in running})
 
 
 def pause_jobs(*, actor: str, reason: str) -> list[str]:

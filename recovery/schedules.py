@@ -15,13 +15,14 @@ from django_q.models import Schedule
 from django_q.scheduler import scheduler
 
 from recovery import leases, registry
-from recovery.clock import db_now
+from recovery.clock import db_now, seconds_from_now
 from recovery.models import Job as JobRow
 from recovery.wakeups import TASK
 
 logger = logging.getLogger(__name__)
 
 MAX_SKEW_S = 1.0
+LANE_GONE_S = 300
 MINUTE_S, HOUR_S, DAY_S = 60, 3_600, 86_400
 
 
@@ -72,7 +73,18 @@ def mend() -> None:
             with suppress(leases.HeldError):  # another host mends it, or a later try does
                 _mend_one(job)
     names = [job.name for job in registry.all_jobs()]
-    Schedule.objects.filter(func=TASK).exclude(name__in=names).delete()
+    foreign = Schedule.objects.filter(func=TASK).exclude(name__in=names)
+    foreign.exclude(name__in=_lanes_elsewhere()).delete()
+
+
+def _lanes_elsewhere() -> list[str]:
+    """Return lanes that this host has not and others have, by their heartbeats.
+
+    While hosts are restarted one by one they must not take the ticks of each other's lanes away.
+    """
+    alive = JobRow.objects.filter(heartbeat_at__gt=seconds_from_now(-LANE_GONE_S))
+    names = alive.filter(name__contains=registry.LANE_MARK).values_list("name", flat=True)
+    return [name for name in names if registry.has(registry.base_of(name))]
 
 
 def _wanted(job: registry.Job) -> dict[str, Any]:

@@ -2,23 +2,23 @@
 
 Steps that are pure database work need no commits between them. A worker that dies on the way
 leaves nothing behind: no order in progress, no attempt charged, nothing to recover. An order that
-was tried before, whose lot somebody holds or that a step refuses is left to ``finalize``, which
+was claimed before, whose lot somebody holds or that a step refuses is left to ``finalize``, which
 makes an attempt at it alone, step by step.
 """
 
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 
 from ledger import outbox
 from recovery import faultpoints
-from recovery.errors import is_infrastructure, is_too_large, with_retries
+from recovery.errors import is_infrastructure, is_row_locked, is_too_large, with_retries
 from recovery.faultpoints import faultpoint
 from recovery.runner import Run
 from splits import metrics, steps
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 500
 """MariaDB makes a join of an ``IN`` with 1,000 values; a statement stays well below a megabyte."""
+MOST_LINES = 5_000
+"""Of all orders together: some 0.8 s of work. Those beyond stay due."""
 
 
 @dataclass
@@ -37,7 +39,7 @@ class Journey:
 
     claimed: int = 0
     arrived: list[SplitOrder] = field(default_factory=list)
-    """As they were claimed; they are finalized, or only the outside has still to be told."""
+    """As they were when claimed."""
     left: list[int] = field(default_factory=list)
     """Those that could not go along."""
 
@@ -50,27 +52,36 @@ class Journey:
 class _TurnedBackError(Exception):
     """One of these orders kept all of them from going on; nothing is committed."""
 
-    def __init__(self, orders: Sequence[SplitOrder], journey: Journey) -> None:
+    def __init__(self, orders: Sequence[SplitOrder], journey: Journey, *, waited: bool) -> None:
         super().__init__(f"{len(orders)} orders")
         self.ids = [order.pk for order in orders]
         self.journey = journey
+        self.waited = waited
+        """It waited in vain for what somebody holds, as each half would."""
 
 
 def may_leave(run: Run | None) -> bool:
-    """Tell whether orders may go together: not where a fault is planned between their steps, and
-    not after a run that died, perhaps of one of them: it would take the others along again."""
+    """Tell whether orders may go together.
+
+    Not where a fault is planned between their steps, and not after a run that died, perhaps of one
+    of them: it would take the others along again.
+    """
     died = run is not None and run.deaths > 0
-    return (
-        settings.JOB_FINALIZE_BATCH_SIZE > 1 and not died and not faultpoints.planned("finalize.")
-    )
+    alone = died or faultpoints.planned("finalize.")
+    return settings.JOB_FINALIZE_BATCH_SIZE > 1 and not alone
+
+
+def finishes() -> bool:
+    """Tell whether orders that arrive are finalized; else the outside has still to be told."""
+    return not settings.SPLIT_COMPLETION_WEBHOOK
 
 
 def finalize_together(limit: int, *, run: Run | None = None) -> Journey:
-    """Finalize up to ``limit`` due orders that were never tried, all in one transaction.
+    """Finalize up to ``limit`` due orders that were never claimed, all in one transaction.
 
-    Where the outside is to be told they come as far as that, and are left. Halved where one of
-    them is refused. Raises LeaseLostError and infrastructure errors that stay: nothing, or a part
-    of a convoy that had to be halved, is committed then.
+    Where the outside is to be told they come as far as that. Halved where one of them is refused;
+    not where they would wait for somebody, nor once the run is over. Raises LeaseLostError and
+    infrastructure errors that stay: nothing, or a part of what was halved, is committed then.
     """
     return _halved(None, limit, run)
 
@@ -80,7 +91,7 @@ def _halved(ids: Sequence[int] | None, limit: int, run: Run | None) -> Journey:
         return _counted(partial(_travel, ids, limit, run))
     except _TurnedBackError as turned:
         journey = turned.journey
-        if len(turned.ids) == 1:
+        if len(turned.ids) == 1 or turned.waited or (run and run.over()):
             journey.left += turned.ids
             return journey
         middle = len(turned.ids) // 2
@@ -95,7 +106,7 @@ def _counted(travel: "partial[Journey]") -> Journey:
     if journey.claimed:
         faultpoint("convoy.after_commit")
     duration_s = time.monotonic() - begun
-    for order in [] if settings.SPLIT_COMPLETION_WEBHOOK else journey.arrived:
+    for order in journey.arrived if finishes() else ():
         metrics.finalized(duration_s)
         facts = {"order": order.number, "attempt": 1, "epoch": order.finalize_epoch + 1}
         logger.info("finalized", extra={**facts, "duration_s": round(duration_s, 3)})
@@ -105,7 +116,7 @@ def _counted(travel: "partial[Journey]") -> Journey:
 def _travel(ids: Sequence[int] | None, limit: int, run: Run | None) -> Journey:
     """Claim orders and take their steps in one transaction."""
     with transaction.atomic():
-        orders = _claimed(ids, limit)
+        orders = _with_their_lines(_claimed(ids, limit))
         journey = Journey(claimed=len(orders))
         if not orders:
             return journey
@@ -115,23 +126,22 @@ def _travel(ids: Sequence[int] | None, limit: int, run: Run | None) -> Journey:
             if going:
                 _take_steps(going)
         except Exception as error:
-            if is_infrastructure(error) and not is_too_large(error):
+            waited = isinstance(error, OperationalError) and is_row_locked(error)
+            if is_infrastructure(error) and not is_too_large(error) and not waited:
                 raise
-            logger.debug("convoy_turned_back", exc_info=error, extra={"orders": len(going)})
-            raise _TurnedBackError(going, journey) from error
+            logger.info("convoy_turned_back", exc_info=error, extra={"orders": len(going)})
+            raise _TurnedBackError(going, journey, waited=waited) from error
         journey.arrived = going
         faultpoint("convoy.before_commit")
         if run:
             run.renew_lease()
-    if settings.SPLIT_COMPLETION_WEBHOOK:
-        journey.left += [order.pk for order in going]
     return journey
 
 
 def _claimed(ids: Sequence[int] | None, limit: int) -> list[SplitOrder]:
-    """Lock and return due orders that were never tried and that nobody has locked."""
+    """Lock and return due orders that were never claimed and that nobody has locked."""
     skip_locked = connection.features.has_select_for_update_skip_locked
-    fresh = SplitOrder.objects.due().filter(finalize_attempts=0)
+    fresh = SplitOrder.objects.due().filter(finalize_epoch=0)
     if ids is not None:
         fresh = fresh.filter(pk__in=ids)
     fresh = fresh.order_by("next_finalize_at", "id").select_for_update(skip_locked=skip_locked)
@@ -139,11 +149,8 @@ def _claimed(ids: Sequence[int] | None, limit: int) -> list[SplitOrder]:
 
 
 def _unhindered(orders: Sequence[SplitOrder]) -> list[SplitOrder]:
-    """Return those with no step done, with lots to be had at once, valid, their codes free."""
-    begun = set(FinalizeStep.objects.filter(order__in=orders).values_list("order_id", flat=True))
-    _read_lines(orders)
-    going = _with_their_lots([order for order in orders if order.pk not in begun])
-    going = [order for order in going if _is_valid(order)]
+    """Return those with lots to be had at once, valid, their codes free."""
+    going = [order for order in _with_their_lots(orders) if _is_valid(order)]
     codes = {lot.code: order.pk for order in going for lot in steps.outputs_of(order)}
     hindered = {codes[code] for code in _taken(list(codes))}
     return [order for order in going if order.pk not in hindered]
@@ -156,13 +163,17 @@ def _taken(codes: Sequence[str]) -> Iterator[str]:
         yield from Lot.objects.with_code_in(some).values_list("code", flat=True)
 
 
-def _read_lines(orders: Iterable[SplitOrder]) -> None:
-    """Read the lines of all orders at once."""
+def _with_their_lines(orders: Sequence[SplitOrder]) -> list[SplitOrder]:
+    """Read the lines of all orders at once; leave out orders of which there would be too many."""
     found: defaultdict[int, list[SplitLine]] = defaultdict(list)
-    for line in SplitLine.objects.filter(order__in=orders).order_by("order_id", "line"):
+    lines = SplitLine.objects.filter(order__in=orders).order_by("order_id", "line")
+    for line in lines[: MOST_LINES + 1]:
         found[line.order_id].append(line)
-    for order in orders:
+    cut = max(found) if sum(map(len, found.values())) > MOST_LINES else None
+    going = [order for order in orders if cut is None or order.pk < cut]
+    for order in going:
         order.keep_lines(found[order.pk])
+    return going
 
 
 def _with_their_lots(orders: Sequence[SplitOrder]) -> list[SplitOrder]:
@@ -197,15 +208,14 @@ def _take_steps(orders: Sequence[SplitOrder]) -> None:
     lots = (lot for order in orders for lot in steps.outputs_of(order))
     Lot.objects.bulk_create(lots, batch_size=ROWS_AT_ONCE)
     outbox.publish_all(map(steps.event_of, orders))
-    tells = bool(settings.SPLIT_COMPLETION_WEBHOOK)
-    taken = [step for step in StepName if not (tells and step is StepName.NOTIFY)]
+    taken = [step for step in StepName if finishes() or step is not StepName.NOTIFY]
     FinalizeStep.objects.bulk_create(
         FinalizeStep(order=order, name=step, epoch=order.finalize_epoch + 1)
         for order in orders
         for step in taken
     )
     this = SplitOrder.objects.filter(pk__in=[order.pk for order in orders])
-    if tells:
-        this.advance_locked()
-    else:
+    if finishes():
         this.finish_locked()
+    else:
+        this.advance_locked()

@@ -34,20 +34,19 @@ def finalize_retry_worker(run: Run) -> Batch:
 
 def finalize_batch(author: Author, run: Run | None = None) -> Batch:
     """Finalize due orders: those that were never tried together, the others one by one."""
-    counts: Counter[str] = Counter()
     if run and run.over():
-        return Batch(counts, more=SplitOrder.objects.due().exists())
+        return Batch(more=SplitOrder.objects.due().exists())
     together = convoy.may_leave(run)
     journey = _convoy(run) if together else Journey()
-    if not settings.SPLIT_COMPLETION_WEBHOOK and journey.arrived:
-        counts[Ending.FINALIZED] = len(journey.arrived)
-    for tried, order_id in enumerate(_to_try_alone(journey, together=together)):
-        if tried >= ALONE or (run and run.over()):
-            return Batch(counts, more=True)
+    counts = Counter({Ending.FINALIZED: len(journey.arrived)} if convoy.finishes() else {})
+    alone: Counter[str] = Counter()
+    for order_id in _to_try_alone(journey, together=together):
+        if alone.total() == ALONE or (run and run.over()):
+            return Batch(+(counts + alone), more=True)
         outcome = finalize(order_id, author=author, run=run)
-        if outcome:
-            counts[outcome.ending] += 1
-    return Batch(counts, more=bool(journey.arrived))
+        if outcome:  # else somebody has its row, and it may not hide those behind it
+            alone[outcome.ending] += 1
+    return Batch(+(counts + alone), more=bool(journey.arrived))
 
 
 def _convoy(run: Run | None) -> Journey:
@@ -66,11 +65,14 @@ def _convoy(run: Run | None) -> Journey:
 
 
 def _to_try_alone(journey: Journey, *, together: bool) -> list[int]:
-    """Return the orders that the convoy left, and those among the first due that were tried."""
+    """Return the orders that the convoy left and, of the first due, those that were claimed before.
+
+    The longest due come first: new ones must not keep those that failed once from their turn.
+    """
     due = SplitOrder.objects.due().order_by("next_finalize_at", "id")
-    first = due.values_list("pk", "finalize_attempts")[:LOOK_AHEAD]
-    tried = [pk for pk, attempts in first if attempts or not together]
-    return journey.left + [pk for pk in tried if pk not in journey.left]
+    first = list(due.values_list("pk", "finalize_epoch")[:LOOK_AHEAD])
+    ours = [pk for pk, epoch in first if epoch or not together or pk in journey.left]
+    return ours + [pk for pk in journey.left if pk not in ours]
 
 
 @job("recoverFinalizeStuck", period_setting="JOB_STUCK_PERIOD_SEC")

@@ -38,11 +38,12 @@ def finalized(duration_s: float) -> None:
 
 @gauge("split_orders")
 def split_orders() -> GaugeValues:
-    """Split orders that are being finalized, hang, or wait for an operator."""
-    orders = SplitOrder.objects.all()
+    """Split orders that are being finalized, hang, are long overdue, or wait for an operator."""
+    orders, threshold_s = SplitOrder.objects.all(), settings.JOB_FINALIZE_STUCK_THRESHOLD_SEC
     states = {
         "in_progress": orders.in_progress(),
-        "stuck": orders.stuck(settings.JOB_FINALIZE_STUCK_THRESHOLD_SEC),
+        "stuck": orders.stuck(threshold_s),
+        "overdue": orders.overdue(threshold_s),
         "failed": orders.filter(status=OrderStatus.FAILED),
         "quarantined": orders.filter(status=OrderStatus.QUARANTINED),
     }

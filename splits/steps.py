@@ -128,7 +128,7 @@ def post_ledger(order: SplitOrder) -> None:
     source = order.source_lot
     list(Lot.objects.filter(code=source.root_code).locked())
     try:
-        outbox.publish_all([event_of(order)])
+        outbox.publish(**vars(event_of(order)))
     except (outbox.LedgerError, ValidationError, InexactQuantityError) as error:
         raise LedgerRefusedError(str(error)) from error
 

@@ -48,6 +48,13 @@ class SplitOrderQuerySet(models.QuerySet["SplitOrder"]):
         """Return the eligible orders whose time has come by the database's clock."""
         return self.eligible().filter(next_finalize_at__lte=Now())
 
+    def overdue(self, threshold_s: float) -> Self:
+        """Return the orders that nobody has claimed though due for longer than ``threshold_s``.
+
+        Nobody works them, or somebody who hangs has them locked.
+        """
+        return self.eligible().filter(next_finalize_at__lt=seconds_from_now(-threshold_s))
+
     def in_progress(self) -> Self:
         """Return the orders that are being finalized."""
         return self.filter(finalize_in_progress__in=(True,))

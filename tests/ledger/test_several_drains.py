@@ -2,9 +2,11 @@
 
 import random
 import threading
+from contextlib import closing
 from decimal import Decimal
 
 import pytest
+from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from ledger import rows
@@ -161,6 +163,31 @@ def test_balances_that_move_meanwhile_without_changing_the_verdict_cost_no_secon
     assert claimed == [mine.pk, other.pk]
     assert balance("stock:OAK") == 10
     assert_books_balance()
+
+
+def free_of(count, lock, ids):
+    """Return whether another connection can lock the row behind those that are locked."""
+    table = rows.ACCOUNT if count == "accounts" else rows.ENTRY
+    with transaction.atomic():
+        assert len(lock()) == 1_000
+        with closing(connection.copy()) as other, other.cursor() as cursor:
+            cursor.execute("SET innodb_lock_wait_timeout = 0")
+            cursor.execute(f"SELECT id FROM {table} WHERE id = %s FOR UPDATE", [ids[-1]])
+            return cursor.fetchall() == ((ids[-1],),)
+
+
+def test_a_thousand_entries_are_locked_and_no_others():
+    store((f"k{n}", f"lot:{n}", moves(n)) for n in range(1_200))
+    ids = list(OutboxEntry.objects.order_by("id").values_list("pk", flat=True))
+    assert free_of("entries", lambda: rows.claim_these(ids[:1_000]), ids)
+    assert free_of("entries", lambda: rows.lock_pending(ids[:1_000]), ids)
+
+
+def test_a_thousand_accounts_are_locked_and_no_others():
+    Account.objects.bulk_create(Account(code=f"stock:{n:04d}", unit="m2") for n in range(1_200))
+    ids = list(Account.objects.order_by("id").values_list("pk", flat=True))
+    some = [rows.AccountRow(pk, (Decimal(0), 0, 0), Decimal(0), Decimal(0)) for pk in ids[:1_000]]
+    assert free_of("accounts", lambda: rows.lock_accounts(some), ids)
 
 
 # Balances that move meanwhile

@@ -8,7 +8,8 @@ from django.core.management import call_command
 from django_q.models import Schedule
 from prometheus_client import REGISTRY
 
-from recovery import pauses, registry, schedules, states
+from recovery import pauses, registry, restoring, runner, schedules, states
+from recovery.clock import seconds_from_now
 from recovery.models import AuditRecord, Job, JobRun
 from recovery.probing import probe_connection
 from recovery.registry import Batch, UnknownJobError
@@ -183,3 +184,38 @@ def test_family_of_a_job_is_not_that_of_one_with_a_longer_name():
     Job.objects.make([NAME, SECOND, f"{NAME}X", f"{NAME}X:2"])
     names = Job.objects.family(NAME).order_by("name").values_list("name", flat=True)
     assert list(names) == [NAME, SECOND]
+
+
+def test_lane_that_only_other_hosts_have_is_skipped_and_counted(lanes):
+    def skipped():
+        labels = {"job": NAME, "reason": "no_lane"}
+        return REGISTRY.get_sample_value("job_skipped_total", labels) or 0
+
+    lanes(1)
+    before = skipped()
+    assert runner.run_task(SECOND)["status"] == "skipped"
+    assert skipped() == before + 1
+    with pytest.raises(UnknownJobError):
+        runner.run_task("nope:2")
+
+
+def test_host_with_fewer_lanes_leaves_the_ticks_of_others_alone_while_they_beat(lanes):
+    lanes(2)
+    schedules.mend()
+    run_job(SECOND)
+    lanes(1)
+    schedules.mend()
+    assert Schedule.objects.filter(name=SECOND).exists()
+    Job.objects.filter(name=SECOND).update(heartbeat_at=seconds_from_now(-schedules.LANE_GONE_S))
+    schedules.mend()
+    assert not Schedule.objects.filter(name=SECOND).exists()
+
+
+def test_lane_that_was_resumed_alone_is_paused_after_a_restore(lanes):
+    lanes(2)
+    schedules.ensure_rows()
+    pauses.pause(NAME, actor="cli:tester")
+    pauses.resume(SECOND, actor="cli:tester")
+    assert NAME in restoring.running_jobs()
+    assert NAME in restoring.pause_jobs(actor="cli:tester", reason="restored")
+    assert run_job(SECOND).reason == "paused"

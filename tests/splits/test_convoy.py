@@ -17,7 +17,8 @@ from recovery.runner import run_job
 from splits import convoy, jobs, lifecycle
 from splits.audit import Author
 from splits.lifecycle import FINALIZE_JOB, NewLine
-from splits.models import FinalizeStep, Lot, OrderStatus, SplitOrder, StepName
+from splits.metrics import split_orders
+from splits.models import Lot, OrderStatus, SplitOrder, StepName
 from tests.factories import LotFactory, SplitOrderFactory, hang
 from tests.faults.workload import SHORT
 from tests.logs import kept
@@ -79,11 +80,11 @@ def test_no_more_than_the_limit_go_and_the_longest_due_first():
 
 
 def tried(order):
-    SplitOrder.objects.filter(pk=order.pk).update(finalize_attempts=1)
+    SplitOrder.objects.filter(pk=order.pk).update(finalize_attempts=1, finalize_epoch=1)
 
 
-def begun(order):
-    FinalizeStep.objects.create(order=order, name=StepName.VALIDATE, epoch=0)
+def advanced(order):
+    SplitOrder.objects.filter(pk=order.pk).advance_locked()
 
 
 def not_due(order):
@@ -114,7 +115,7 @@ def key_taken(order):
         (tried, False),
         (not_due, False),
         (hang, False),
-        (begun, True),
+        (advanced, False),
         (without_lines, True),
         (lot_consumed, True),
         (code_taken, True),
@@ -283,7 +284,7 @@ def test_where_the_outside_is_told_orders_come_as_far_as_that_and_are_told_one_b
     with serving() as endpoint:
         settings.SPLIT_COMPLETION_WEBHOOK = endpoint.url
         journey = together()
-        assert (pks(journey.arrived), journey.left) == (pks(found), pks(found))
+        assert (pks(journey.arrived), journey.left) == (pks(found), [])
         for order in found:
             order.refresh_from_db()
             assert (order.status, order.finalize_in_progress) == (OrderStatus.READY, False)
@@ -431,3 +432,105 @@ def test_packet_that_is_too_large_for_the_server_is_halved(monkeypatch):
 
     monkeypatch.setattr(convoy.outbox, "publish_all", refuse)
     assert sorted(pks(together().arrived)) == sorted(pks(found))
+
+
+@pytest.mark.mariadb
+@pytest.mark.parametrize("size", [1, 50])
+def test_orders_that_somebody_holds_do_not_hide_those_behind_them(other, settings, size):
+    settings.JOB_FINALIZE_BATCH_SIZE = size
+    settings.JOB_TIME_BUDGET_SEC = 60
+    held, free = orders(jobs.ALONE + 5), orders(3)
+    for order in held + free:
+        tried(order)
+    SplitOrder.objects.filter(pk__in=pks(held)).update(next_finalize_at="2020-01-01T00:00:00Z")
+    ids = ",".join(map(str, pks(held)))
+    other.execute(f"SELECT id FROM splits_splitorder FORCE INDEX (PRIMARY)"
+                  f" WHERE id IN ({ids}) ORDER BY id FOR UPDATE")  # fmt: skip
+    outcome = run_job(FINALIZE_JOB)
+    assert (outcome.result, outcome.again) == ({"finalized": 3}, False)
+
+
+@pytest.mark.mariadb
+@pytest.mark.usefixtures("impatient")
+def test_convoy_that_waits_in_vain_is_turned_back_at_once_and_all_go_alone(other):
+    found = orders(4)
+    code = f"{found[1].source_lot.code}-002"
+    other.execute(
+        "INSERT INTO splits_lot (code, sku, quantity, unit, status, root_code)"
+        " VALUES (%s, 'OAK', 1, 'm2', 'available', %s)", [code, code]
+    )  # fmt: skip
+    with kept() as lines:
+        outcome = run_job(FINALIZE_JOB)
+    assert (outcome.status, outcome.result) == ("ok", {"finalized": 3, "postponed": 1})
+    assert [line["event"] for line in lines].count("convoy_turned_back") == 1
+    found[1].refresh_from_db()
+    assert (found[1].status, found[1].finalize_attempts) == (OrderStatus.READY, 0)
+    late = orders(2)
+    SplitOrder.objects.due().update(next_finalize_at="2020-01-01T00:00:00Z")
+    SplitOrder.objects.filter(pk=found[1].pk).update(next_finalize_at="2020-01-01T00:00:00Z")
+    assert pks(together().arrived) == pks(late), "it goes alone from now on"
+
+
+@pytest.fixture
+def impatient():
+    """Wait a second for a lock at most."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
+    yield
+    connection.close()
+
+
+def test_order_that_failed_once_has_its_turn_though_new_ones_keep_coming(settings):
+    old = SplitOrderFactory()
+    tried(old)
+    SplitOrder.objects.update(next_finalize_at="2020-01-01T00:00:00Z")
+    orders(jobs.ALONE)
+    with serving() as endpoint:
+        settings.SPLIT_COMPLETION_WEBHOOK = endpoint.url
+        assert jobs.finalize_batch(Author("cli:bench")).counts == {"finalized": jobs.ALONE}
+    assert_finalized_once(old)
+
+
+def test_no_more_lines_than_a_transaction_can_take_go_and_the_rest_stay_due(monkeypatch):
+    monkeypatch.setattr(convoy, "MOST_LINES", 7)  # of three lines each
+    found = orders(5)
+    journey = together()
+    assert (pks(journey.arrived), journey.left) == (pks(found)[:2], [])
+    assert SplitOrder.objects.due().count() == 3
+    assert run_job(FINALIZE_JOB).result == {"finalized": 3}
+
+
+class OverRun:
+    """A run whose time is spent."""
+
+    deaths = 0
+
+    def over(self):
+        return True
+
+    def renew_lease(self):
+        """Keep it."""
+
+
+def test_halving_ends_with_the_run(monkeypatch):
+    found = orders(8)
+    tries = []
+
+    def refuse(events):
+        tries.append(len(list(events)))
+        raise ValueError("no")
+
+    monkeypatch.setattr(convoy.outbox, "publish_all", refuse)
+    assert sorted(together(run=OverRun()).left) == sorted(pks(found))
+    assert tries == [8]
+
+
+def test_order_that_nobody_claims_is_overdue_after_the_threshold(settings):
+    settings.JOB_FINALIZE_STUCK_THRESHOLD_SEC = 60
+    young, old = orders(2)
+    SplitOrder.objects.filter(pk=old.pk).update(next_finalize_at="2020-01-01T00:00:00Z")
+    assert [it.pk for it in SplitOrder.objects.overdue(60)] == [old.pk]
+    assert {"state": "overdue"} in [labels for labels, value in split_orders() if value == 1]
+    together()
+    assert not SplitOrder.objects.overdue(60).exists()
+    young.refresh_from_db()

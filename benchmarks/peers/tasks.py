@@ -1,7 +1,10 @@
-"""What a django-q2 task does where each entry has a task of its own."""
+"""What a task does where each entry has one of its own."""
+
+from collections.abc import Iterator
 
 from django.conf import settings
 
+from ledger.models import OutboxEntry
 from ledger.posting import Policy, post_these
 from recovery.backoff import delay_sec
 
@@ -20,3 +23,8 @@ def policy() -> Policy:
 def post_one(entry: int) -> None:
     """Post one entry."""
     post_these(policy(), [entry])
+
+
+def waiting() -> Iterator[int]:
+    """Return the entries that want a task."""
+    return OutboxEntry.objects.pending().order_by("id").values_list("pk", flat=True).iterator()
