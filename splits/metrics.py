@@ -38,13 +38,19 @@ def finalized(duration_s: float) -> None:
 
 @gauge("split_orders")
 def split_orders() -> GaugeValues:
-    """Split orders that are being finalized, hang, are long overdue, or wait for an operator."""
+    """Split orders that are being finalized, hang, or wait for an operator."""
     orders, threshold_s = SplitOrder.objects.all(), settings.JOB_FINALIZE_STUCK_THRESHOLD_SEC
     states = {
         "in_progress": orders.in_progress(),
         "stuck": orders.stuck(threshold_s),
-        "overdue": orders.overdue(threshold_s),
         "failed": orders.filter(status=OrderStatus.FAILED),
         "quarantined": orders.filter(status=OrderStatus.QUARANTINED),
     }
     return [({"state": state}, float(found.count())) for state, found in states.items()]
+
+
+@gauge("split_orders_overdue")
+def split_orders_overdue() -> GaugeValues:
+    """Split orders that nobody claims though they were due before the stuck threshold."""
+    found = SplitOrder.objects.overdue(settings.JOB_FINALIZE_STUCK_THRESHOLD_SEC)
+    return [({}, float(found.count()))]

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from django.conf import settings
@@ -16,7 +16,7 @@ from django.utils.http import urlencode
 
 from benchmarks import filling
 from benchmarks.options import Options
-from benchmarks.report import Row, Table, at_most, plain, ratio
+from benchmarks.report import Bar, Row, Table, at_most, plain, ratio
 from ledger import rows
 from ledger.models import OutboxEntry
 from recovery import metrics, retention
@@ -35,7 +35,9 @@ FILTERED: tuple[tuple[type[Model], dict[str, str]], ...] = (
 PAGE = 100
 LOOK_AHEAD = 200
 TIMES = 5
-MOST_TIMES = 1.5
+RUNS_ALWAYS = ("claim of", "due orders", "stuck orders", "sample of", "page: ")
+"""What runs all the time, and what an operator waits for."""
+MOST_TIMES, MOST_TIMES_ELSE = 1.5, 2.0
 TO_MS = 1_000
 
 Probe = Callable[[], object]
@@ -80,14 +82,23 @@ def _table(options: Options, found: Samples) -> Table:
         )
         usual = f"{least:,}: {plain(statistics.median(found[least][name]))}"
         table.rows.append(Row(name, samples, found[least][name], f"{usual}; {note}".rstrip("; ")))
-    worst, where = max(
-        (ratio(samples, found[least][name]), f"{name}, {size:,} rows")
-        for size in larger
-        for name, samples in found[size].items()
-    )
-    claim = f"each at most {MOST_TIMES} times as long; the worst: {where}"
-    table.bars = [at_most(claim, worst, MOST_TIMES)]
+    always = [name for name in found[most] if name.startswith(RUNS_ALWAYS)]
+    table.bars = [
+        _bar("claims, stuck orders, gauges and pages", found, always, MOST_TIMES),
+        _bar("all else", found, found[most].keys() - set(always), MOST_TIMES_ELSE),
+    ]
     return table
+
+
+def _bar(what: str, found: Samples, names: Iterable[str], limit: float) -> Bar:
+    """Hold the slowest of ``names``, of any size, to a limit."""
+    least, *larger = sorted(found)
+    worst, where = max(
+        (ratio(found[size][name], found[least][name]), f"{name}, {size:,} rows")
+        for size in larger
+        for name in names
+    )
+    return at_most(f"{what} at most {limit:g} times as long; the worst: {where}", worst, limit)
 
 
 def _beside(size: int, samples: list[float], floor: list[float]) -> str:

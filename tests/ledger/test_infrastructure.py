@@ -115,12 +115,12 @@ def large_statements(other, monkeypatch, *, most):
     """Let the server refuse postings of more than ``most`` entries as it does: and hang up."""
     insert = rows.insert_postings
 
-    def insert_or_hang_up(postings):
-        found = list(postings)
-        if len({entry for entry, *_ in found}) > most:
+    def insert_or_hang_up(movements, accounts):
+        found = list(movements)
+        if len(found) > most:
             cut(other)()
             raise OperationalError(1153, "Got a packet bigger than 'max_allowed_packet' bytes")
-        insert(found)
+        insert(found, accounts)
 
     monkeypatch.setattr(rows, "insert_postings", insert_or_hang_up)
 

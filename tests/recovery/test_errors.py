@@ -236,7 +236,13 @@ def test_locked_database_is_infrastructure(rows, second_connection, spoilt):
 @pytest.mark.sqlite
 def test_full_disk_is_infrastructure(rows, spoilt):
     execute("PRAGMA max_page_count = 1")  # SQLite makes it the pages there are
-    error = refusal(lambda: execute("UPDATE recovery_job SET last_error = %s", "x" * 10_000_000))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size"
+        )
+        (free,) = cursor.fetchone()
+    text = "x" * (free + 10_000_000)
+    error = refusal(lambda: execute("UPDATE recovery_job SET last_error = %s", text))
     assert "full" in str(error)
     assert is_infrastructure(error)
 

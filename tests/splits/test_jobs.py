@@ -91,5 +91,5 @@ def test_gauges_count_the_orders_that_need_a_look():
     SplitOrderFactory(at=OrderStatus.QUARANTINED)
     SplitOrderFactory(at=OrderStatus.FINALIZED)
     values = {labels["state"]: value for labels, value in metrics.split_orders()}
-    assert values == {"in_progress": 2, "stuck": 1, "overdue": 0, "failed": 1, "quarantined": 1}
+    assert values == {"in_progress": 2, "stuck": 1, "failed": 1, "quarantined": 1}
     assert SplitOrder.objects.count() == 5

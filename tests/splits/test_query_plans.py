@@ -92,7 +92,9 @@ def test_gauges_read_no_finalized_order(finalized):
     values = {labels["state"]: value for labels, value in metrics.split_orders()}
     expected = {"in_progress": 2 * FEW, "stuck": FEW, "failed": FEW, "quarantined": FEW}
     assert values == expected
-    for plan in plans_of(metrics.split_orders, ORDERS):
-        assert plan.indexes <= {"order_stuck", "order_status_id", "order_due"}, plan
-        assert not plan.scans, plan
-    assert reads_at_most(6 * FEW, metrics.split_orders)
+    assert metrics.split_orders_overdue() == [({}, FEW)]
+    for gauge in (metrics.split_orders, metrics.split_orders_overdue):
+        for plan in plans_of(gauge, ORDERS):
+            assert plan.indexes <= {"order_stuck", "order_status_id", "order_due"}, plan
+            assert not plan.scans, plan
+        assert reads_at_most(6 * FEW, gauge)
