@@ -40,7 +40,9 @@ def _measure_all(options: Options) -> int:
     except database.NotScratchError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    _say(f"{_headline()}\n")
+    roomy = database.give_memory(options.buffer_pool_mib)
+    memory = f"a buffer pool of {options.buffer_pool_mib} MiB" if roomy else "its usual memory"
+    _say(f"{_headline()}; MariaDB with {memory}\n")
     document: dict[str, Any] = {"machine": _machine(), "sections": []}
     for name in options.only:
         database.empty()

@@ -1,17 +1,14 @@
 """Databases with large tables, filled by the server itself: nearly everything in them is done."""
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import MySQLdb
 from django.contrib.auth.models import User
 from django.db import connection
 
-from benchmarks import floor
 from benchmarks.machine import cores
 from benchmarks.manyrows import Sql, analyze, store, text
 from ledger.models import Account, OutboxEntry, Posting, Transaction
@@ -19,9 +16,6 @@ from ledger.outbox import payload_of
 from recovery.models import AuditRecord, JobRun
 from splits.models import Lot, SplitOrder
 
-ADMIN_URL = "TEST_ADMIN_DATABASE_URL"
-MIB = 2**20
-LOG_MIB = 1_024
 PATIENCE_S = 3_600
 HISTORY_S = 40 * 86_400
 """So old is the oldest row: a quarter of the entries is past its retention."""
@@ -66,20 +60,6 @@ def another(name: str) -> Iterator[None]:
     finally:
         connection.close()
         connection.settings_dict.update(usual)
-
-
-def give_memory(buffer_pool_mib: int) -> bool:
-    """Give the server memory and a long log for large tables; False: it is not ours to do."""
-    url = os.environ.get(ADMIN_URL)
-    if not url:
-        return False
-    admin = floor.connect(url)
-    cursor = admin.cursor()
-    cursor.execute(f"SET GLOBAL innodb_buffer_pool_size = {buffer_pool_mib * MIB}")
-    with suppress(MySQLdb.Error):  # fixed at the start before MariaDB 10.9
-        cursor.execute(f"SET GLOBAL innodb_log_file_size = {LOG_MIB * MIB}")
-    admin.close()
-    return True
 
 
 def fill(count: int) -> None:

@@ -25,7 +25,7 @@ class Options:
     """What was asked for; times in seconds."""
 
     only: tuple[str, ...] = tuple(SECTIONS)
-    rounds: int = 5
+    rounds: int = 7
     entries: int = 10_000
     """Outbox entries that a contender posts in one round."""
     tasks: int = 600

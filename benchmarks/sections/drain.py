@@ -44,8 +44,8 @@ def measure(options: Options) -> Table:
     pair = Pair(options.entries)
     contenders: dict[str, Callable[[], float]] = {
         DRIVER: partial(_alone, options.entries, lambda: floor.drain(settings.DATABASE_URL)),
-        SERVER: partial(_alone, options.entries, lambda: serverside.drain(settings.DATABASE_URL)),
         ONE: partial(_alone, options.entries, _guarded_runs),
+        SERVER: partial(_alone, options.entries, lambda: serverside.drain(settings.DATABASE_URL)),
         BAD: partial(_refusing, options.entries),
         TWO_DRIVERS: pair.drivers,
         TWO: pair.drains,
