@@ -8,7 +8,7 @@ from django.conf import settings
 from ledger import metrics, parking, poison
 from ledger.outbox import JOB
 from ledger.posting import Policy, post_due
-from recovery import registry, wakeups
+from recovery import garbage, registry, wakeups
 from recovery.backoff import delay_sec
 from recovery.pacing import next_size
 from recovery.registry import Batch, job
@@ -31,7 +31,8 @@ def process_ledger_outbox(run: Run) -> Batch:
     if run.deaths >= DEATHS_BEFORE_CARE and not run.counts:
         return poison.post_one_at_a_time(run, policy, limit=limit)
     started = time.monotonic()
-    result = post_due(policy, limit=limit)
+    with garbage.left_alone():
+        result = post_due(policy, limit=limit)
     run.batch_size = _next_size(limit, time.monotonic() - started)
     if result.claimed >= limit and not run.counts:
         _call_next_lane(run)

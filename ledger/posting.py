@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
+from operator import attrgetter
 
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
@@ -297,7 +298,7 @@ class _Batch:
         """Return the entries by id, less those behind an entry outside the batch."""
         barriers = parking.barriers(entries)
         workable = []
-        for entry in sorted(entries, key=lambda entry: entry.id):
+        for entry in sorted(entries, key=attrgetter("id")):
             barrier = barriers.get(entry.aggregate)
             if barrier is not None and barrier < entry.id:
                 self.result.behind.setdefault(barrier, []).append(entry.id)
