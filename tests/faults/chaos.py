@@ -105,11 +105,13 @@ def _kill_busy_worker(chaos: Chaos) -> None:
     """Kill a worker in the middle of a run, so far as the database tells."""
     if chaos.is_broken("database"):
         return _kill_worker(chaos)
-    sql = "SELECT pid FROM recovery_jobrun WHERE status = 'running' AND job_id IN ({})"
-    jobs = "'processLedgerOutbox', 'finalizeRetryWorker'"
+    sql = (
+        "SELECT pid FROM recovery_jobrun WHERE status = 'running'"
+        " AND (job_id LIKE 'processLedgerOutbox%' OR job_id = 'finalizeRetryWorker')"
+    )
     with suppress(MySQLdb.Error), closing(connect(chaos.installation.database.url)) as link:
         alive = {pid for it in chaos.installation.clusters for pid in it.forked()}
-        kill(chaos.any_of([pid for (pid,) in query(link, sql.format(jobs)) if pid in alive]))
+        kill(chaos.any_of([pid for (pid,) in query(link, sql) if pid in alive]))
 
 
 def _kill_sentinel(chaos: Chaos) -> None:

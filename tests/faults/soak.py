@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import django
+from django.conf import settings
 
 from tests.faults.chaos import ALL, Chaos, Fault
 from tests.faults.checker import connect, violations
@@ -23,6 +24,8 @@ from tests.faults.installation import Importer, installed, plan_rows
 from tests.splits.endpoint import Endpoint
 
 ORDERS_A_PART = 40
+ENTRIES_A_BATCH = 20
+"""So few that one drain calls the next."""
 SETTLES_WITHIN_S = 600
 
 
@@ -41,6 +44,8 @@ class Report:
     deaths: int
     charged: int
     """Entries with an attempt counted: after two deaths they are worked alone, on the record."""
+    shared: int
+    """Runs of further drains that posted."""
     problems: list[str]
 
     def text(self) -> str:
@@ -52,6 +57,7 @@ class Report:
                 f" in {self.wall_s:.0f} s, settled {self.settled_s:.0f} s after the last one",
                 *faults,
                 f"  {self.imports} imports begun, {self.deaths} runs died,"
+                f" {self.shared} runs of further drains posted,"
                 f" {self.recoveries} finalizations recovered,"
                 f" {self.charged} entries worked alone or charged,"
                 f" {self.gave_up} clusters started again",
@@ -62,12 +68,22 @@ class Report:
 
 
 def soak(
-    *, seed: int, orders: int, seconds: float, clusters: int, faults: Sequence[Fault] = ALL
+    *,
+    seed: int,
+    orders: int,
+    seconds: float,
+    clusters: int,
+    drains: int = 2,
+    faults: Sequence[Fault] = ALL,
 ) -> Report:
     """Import and finalize ``orders`` while ``faults`` strike; then settle and look."""
     rows = plan_rows(orders)
     begun = time.monotonic()
-    with installed() as installation:
+    with installed(
+        JOB_OUTBOX_DRAINS=str(drains),
+        JOB_OUTBOX_BATCH_SIZE=str(ENTRIES_A_BATCH),
+        QCLUSTER_WORKERS=str(settings.Q_CLUSTER["workers"]),  # as those who watch it expect
+    ) as installation:
         installation.start_clusters(clusters)
         importer = Importer(installation, _parts(rows))
         chaos = Chaos(installation, faults, seed, importer)
@@ -93,6 +109,10 @@ def soak(
             deaths=ask("SELECT COUNT(*) FROM recovery_jobrun WHERE status = 'died'"),
             charged=installation.count(
                 "SELECT COUNT(*) FROM ledger_outboxentry WHERE attempts > 0"
+            ),
+            shared=ask(
+                "SELECT COUNT(*) FROM recovery_jobrun"
+                " WHERE job_id LIKE 'processLedgerOutbox:%' AND counts LIKE '%posted%'"
             ),
             problems=problems,
         )
@@ -130,6 +150,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--orders", type=int, default=3_000)
     parser.add_argument("--clusters", type=int, default=2)
+    parser.add_argument("--drains", type=int, default=2)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     chosen = parser.parse_args(arguments)
     print(f"seed {chosen.seed}", flush=True)  # noqa: T201 - so that it is known if we are killed
@@ -138,6 +159,7 @@ def main(arguments: Sequence[str]) -> int:
         orders=chosen.orders,
         seconds=chosen.minutes * 60,
         clusters=chosen.clusters,
+        drains=chosen.drains,
     )
     print(report.text())  # noqa: T201
     return 1 if report.problems else 0
