@@ -1,5 +1,6 @@
 """The job with several drains: who is called, how large a batch is, who waits for whom."""
 
+import gc
 import threading
 from datetime import timedelta
 
@@ -58,6 +59,21 @@ def test_next_drain_is_called_once_a_run_where_one_batch_is_not_enough(woken, co
     entries(count)
     assert run_job(JOB).result == {"posted": count}
     assert woken == called
+
+
+def test_collector_is_left_alone_within_batches_alone(monkeypatch):
+    enabled = []
+    genuine = rows.insert_postings
+
+    def noted(*arguments):
+        enabled.append(gc.isenabled())
+        return genuine(*arguments)
+
+    monkeypatch.setattr(rows, "insert_postings", noted)
+    entries(15)
+    run_job(JOB)
+    assert enabled == [False, False]
+    assert gc.isenabled()
 
 
 def test_last_drain_calls_nobody(woken):
