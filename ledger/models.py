@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Self
+from typing import Any, Self
 
 from django.db import models
 from django.db.models import Exists, F, OuterRef, Q
@@ -60,6 +60,32 @@ class OutboxQuerySet(models.QuerySet["OutboxEntry"]):
         transactions = Transaction.objects.filter(event_key=OuterRef("event_key"))
         posted = self.filter(status=EntryStatus.POSTED, created_at__lt=moment)
         return posted.filter(Exists(transactions), posted_at__lt=moment)
+
+    def redrive(self) -> bool:
+        """Give dead entries fresh attempts, due at once; False: not dead."""
+        return bool(
+            self.dead().update(
+                status=EntryStatus.PENDING,
+                attempts=0,
+                next_attempt_at=Now(),
+                last_error_code="",
+                last_error="",
+            )
+        )
+
+    def discard(self) -> bool:
+        """Give dead entries up for good; False: not dead."""
+        return bool(self.dead().update(status=EntryStatus.DISCARDED))
+
+    def edit(self, payload: dict[str, Any], content_hash: str) -> bool:
+        """Give dead entries other content under the same key; False: not dead."""
+        return bool(self.dead().update(payload=payload, content_hash=content_hash))
+
+    def put_back(self) -> bool:
+        """Let redriven entries that failed again be dead; False: they have not failed, or moved."""
+        return bool(
+            self.pending().exclude(last_error_code="").update(status=EntryStatus.DEAD)
+        )
 
     def blocking(self) -> Self:
         """Return the entries that hold back later ones of their aggregate."""
@@ -146,6 +172,11 @@ class OutboxEntry(models.Model):
                 condition=Q(status__in=EntryStatus.values), name="outbox_status_known"
             )
         ]
+        permissions = [
+            ("redrive_outboxentry", "Can redrive dead outbox entries"),
+            ("edit_outboxentry", "Can edit dead outbox entries"),
+            ("discard_outboxentry", "Can discard dead outbox entries"),
+        ]
         verbose_name = _("outbox entry")
         verbose_name_plural = _("outbox entries")
 
@@ -156,6 +187,38 @@ class OutboxEntry(models.Model):
     def holds_back(self) -> bool:
         """Tell whether later entries of the aggregate must wait for this one."""
         return self.status in (EntryStatus.PENDING, EntryStatus.DEAD)
+
+
+class DeadLetter(models.Model):
+    """An entry in the DLQ, filed under why: errors that differ in names and numbers are one group.
+
+    A table of its own: a column of the entry would cost an index that each posting writes.
+    """
+
+    entry = models.OneToOneField(
+        OutboxEntry,
+        models.CASCADE,
+        primary_key=True,
+        related_name="letter",
+        verbose_name=_("entry"),
+        db_constraint=False,  # or each death would lock its entry's row once more
+    )
+    group = models.CharField(_("group"), max_length=12)
+    code = models.CharField(_("error code"), max_length=30, choices=ErrorCode, blank=True)
+    pattern = models.TextField(_("pattern"), blank=True, default="")
+    died_at = models.DateTimeField(_("died at"), db_default=Now())
+
+    class Meta:
+        """By group, the longest dead first."""
+
+        ordering = ["entry_id"]
+        indexes = [models.Index(fields=["group", "died_at"], name="deadletter_group")]
+        verbose_name = _("dead letter")
+        verbose_name_plural = _("dead letters")
+
+    def __str__(self) -> str:
+        """Return group and pattern."""
+        return f"{self.group} {self.pattern}"
 
 
 class AccountQuerySet(models.QuerySet["Account"]):

@@ -174,3 +174,12 @@ def release(aggregates: Collection[str]) -> int:
             released += OutboxEntry.objects.unpark(ids)
         if len(ids) < AT_ONCE:
             return released
+
+
+def release_some(aggregate: str) -> int:
+    """Let parked entries of an aggregate be due, in the caller's transaction; return how many.
+
+    Under the lock of the aggregate's head: up to as many as one statement takes.
+    """
+    ids = rows.lock_parked([aggregate], limit=AT_ONCE)
+    return OutboxEntry.objects.unpark(ids) if ids else 0

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from django.db import connection
 
+from ledger import dlq
 from ledger.models import (
     Account,
     EntryStatus,
@@ -384,9 +385,11 @@ def store_charges(charges: Sequence[Charge], *, actor: str) -> None:
         values = chain.from_iterable(zip(*map(Charge.values, some), strict=True))
         ids = _numbers(charge.entry.id for charge in some)
         _do(f"UPDATE {ENTRY} SET {', '.join(columns)} WHERE id IN ({ids})", [*values])  # noqa: S608
-    for charge in charges:
-        if charge.dead:
-            _record_death(charge, actor)
+    dead = [charge for charge in charges if charge.dead]
+    if dead:
+        dlq.file((it.entry.id, it.code.value, it.text) for it in dead)
+    for charge in dead:
+        _record_death(charge, actor)
 
 
 def _by_case(name: str, charges: Iterable[Charge]) -> str:

@@ -1,12 +1,15 @@
 """The engine's own jobs."""
 
+import time
 from collections import Counter
 
 from django.conf import settings
 from django.db import transaction
 
-from recovery import metrics, retention
+from recovery import carrying, metrics, plans, retention
+from recovery.carrying import Carrier, Step
 from recovery.clock import db_now
+from recovery.models import Plan
 from recovery.registry import Batch, job
 from recovery.runner import Run
 
@@ -33,3 +36,42 @@ def audit_archive(run: Run) -> Batch:
             if run.over():
                 return Batch(deleted, more=True)
     return Batch(+deleted)
+
+
+SLICE_S = 2.0
+"""So long one plan is carried before it is another one's turn."""
+WATCH_S = 1.0
+"""So long a plan's canary is watched before the next tick does."""
+WATCH_EVERY_S = 0.05
+
+
+@job(plans.JOB, period_setting="JOB_PLANS_PERIOD_SEC")
+def run_recovery_plans(run: Run) -> Batch:
+    """Carry operators' plans on, each for a while."""
+    counts: Counter[str] = Counter()
+    more = False
+    for plan_id in Plan.objects.running().order_by("id").values_list("pk", flat=True):
+        if run.over():
+            return Batch(counts, more=True)
+        carrier = carrying.take(plan_id, seal=run.renew_lease, run_id=run.run_id)
+        if carrier:
+            more |= _carry(carrier, run)
+            counts.update(carrier.counts)
+            run.progressed()
+    return Batch(counts, more=more)
+
+
+def _carry(carrier: Carrier, run: Run) -> bool:
+    """Carry a plan for a while; tell whether there is more to do at once."""
+    until, moved, step = time.monotonic() + SLICE_S, time.monotonic(), Step.WORKED
+    try:
+        while step is not Step.ENDED and not run.over():
+            now = time.monotonic()
+            if now > until or now - moved > WATCH_S or now + carrier.wait_s() > until:
+                break
+            time.sleep(carrier.wait_s() if step is Step.WORKED else WATCH_EVERY_S)
+            step = carrier.step()
+            moved = time.monotonic() if step is Step.WORKED else moved
+    finally:
+        carrier.let_go()
+    return step is Step.WORKED and carrier.wait_s() < SLICE_S

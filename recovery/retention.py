@@ -9,11 +9,11 @@ from typing import Any
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Model, QuerySet
+from django.db.models import Exists, Model, OuterRef, QuerySet
 from django_q.models import Task
 
 from recovery.errors import with_retries
-from recovery.models import JobRun
+from recovery.models import JobRun, Plan, PlanItem
 from recovery.pacing import next_size
 
 FIRST_ROWS, LEAST_ROWS, MOST_ROWS = 100, 10, 999
@@ -100,3 +100,15 @@ def failed_tasks(before: datetime) -> "QuerySet[Task]":
     """What django-q2 keeps of tasks that failed outside a run: few, so that no index is needed."""
     rows: QuerySet[Task] = Task.objects.filter(stopped__lt=before)
     return rows
+
+
+@retention("plan_rows", days_setting="JOB_PLAN_RETENTION_DAYS", by="plan")
+def rows_of_old_plans(before: datetime) -> "QuerySet[PlanItem]":
+    """Rows of plans that have ended, or were never started."""
+    return PlanItem.objects.filter(plan__in=Plan.objects.old(before))
+
+
+@retention("plans", days_setting="JOB_PLAN_RETENTION_DAYS", by="created_at")
+def old_plans(before: datetime) -> "QuerySet[Plan]":
+    """The plans themselves, once their rows are gone; what they did is in the audit records."""
+    return Plan.objects.old(before).filter(~Exists(PlanItem.objects.filter(plan=OuterRef("pk"))))

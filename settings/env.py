@@ -16,6 +16,7 @@ OWN_PREFIXES = (
     "SPLIT_",
     "AUDIT_",
     "OUTBOX_",
+    "DLQ_",
     "METRICS_",
     "IMPORT_",
     "QCLUSTER_",

@@ -18,6 +18,7 @@ RELEASED = "split-order-released"
 RETRIED = "split-order-retried"
 CANCELLED = "split-order-cancelled"
 REVERSED = "split-order-reversed"
+AUDITED = (RECOVERED, FAILED, RETRY_LIMIT, QUARANTINED, RELEASED, RETRIED, CANCELLED, REVERSED)
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Author:
     actor: str
     reason: str = ""
     run_id: UUID | None = None
+    plan_id: int | None = None
+    """The operators' plan within which it is done."""
+
+    def evidence(self) -> dict[str, Any]:
+        """Return what each record says of the plan."""
+        return {} if self.plan_id is None else {"plan": self.plan_id}
 
 
 def facts(order: SplitOrder) -> dict[str, Any]:
@@ -59,7 +66,7 @@ def record(
         reason=author.reason,
         before=facts(before),
         after=facts(after),
-        evidence=evidence,
+        evidence={**(evidence or {}), **author.evidence()},
         run_id=author.run_id,
     )
     return after

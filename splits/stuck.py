@@ -102,7 +102,7 @@ def recover(found: Found, request: Request) -> Recovery:
             if not is_row_locked(error):
                 raise
             recovery = Recovery(found.number, Result.HELD)
-        _count(found, recovery)
+        note(found, recovery)
     return recovery
 
 
@@ -115,13 +115,13 @@ def name_holder(found: Found, request: Request) -> Recovery:
             if recovery.result is not Result.HELD:
                 return recovery
             holder = find_holder(found.order_id) or Holder(hint="The holders change.")
-        _note_holder(found, holder)
-        logger.warning("split_order_held", extra={**found.facts(), "holder": holder.as_dict()})
+        note_holder(found, holder)
     return Recovery(found.number, Result.HELD, holder)
 
 
-def _note_holder(found: Found, holder: Holder) -> None:
-    """Keep who holds the order, for the record of its reset."""
+def note_holder(found: Found, holder: Holder) -> None:
+    """Keep and log who holds the order, for the record of its reset."""
+    logger.warning("split_order_held", extra={**found.facts(), "holder": holder.as_dict()})
     sightings = StuckSighting.objects.of(found.order_id, found.epoch)
     _noted(lambda: sightings.note_holder(holder.as_dict()))
 
@@ -144,7 +144,7 @@ def _recover(found: Found, request: Request) -> Recovery:
             return Recovery(found.number, Result.HELD)
         # A later finalizer that hangs too is the next search's: this one saw another.
         same = order.finalize_epoch == found.epoch
-        result = _decide(order, request) if same else Result.GONE
+        result = reset_locked(order, request) if same else Result.GONE
         if request.run:
             request.run.renew_lease()
     return Recovery(found.number, result)
@@ -165,7 +165,8 @@ def _proven_free(order_id: int) -> SplitOrder | None:
         raise
 
 
-def _decide(order: SplitOrder, request: Request) -> Result:
+def reset_locked(order: SplitOrder, request: Request) -> Result:
+    """Reset an order whose row the caller locked without waiting, if it is still stuck."""
     if order.status == OrderStatus.QUARANTINED and request.force:
         lifecycle.release(order.pk, author=request.author, due=request.due)
         return Result.RELEASED
@@ -260,7 +261,7 @@ def _proof() -> dict[str, Any]:
     return {"how": "SELECT FOR UPDATE NOWAIT was granted", "connection_id": connection_id}
 
 
-def _count(found: Found, recovery: Recovery) -> None:
+def note(found: Found, recovery: Recovery) -> None:
     """Count and log, after the commit; each epoch of an order is detected once."""
     if recovery.result in (Result.GONE, Result.RELEASED):
         return

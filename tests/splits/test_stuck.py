@@ -174,8 +174,8 @@ def test_stuck_epoch_is_counted_once_though_it_is_seen_often():
     wanted = request()
     (found,) = stuck.find(wanted)
     before = detected()
-    stuck._count(found, Recovery(order.number, Result.HELD))
-    stuck._count(found, Recovery(order.number, Result.HELD))
+    stuck.note(found, Recovery(order.number, Result.HELD))
+    stuck.note(found, Recovery(order.number, Result.HELD))
     recover(order)
     assert detected() - before == 1
     recover(hang(order))

@@ -1,0 +1,340 @@
+"""What operators may do to dead outbox entries: redrive, edit, discard."""
+
+import difflib
+import json
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import QuerySet
+
+from ledger import dlq, parking, payloads
+from ledger.models import EntryStatus, OutboxEntry
+from ledger.outbox import JOB, canonical, content_hash
+from ledger.rows import DIED
+from recovery import audit
+from recovery.actions import (
+    Action,
+    By,
+    RefusedError,
+    Seen,
+    Sight,
+    Target,
+    WrongParametersError,
+    action,
+    moment,
+)
+from recovery.clock import seconds_from_now
+from recovery.wakeups import wake_on_commit
+
+TARGET = "outbox-entry"
+DEAD = "outbox-entry-dead"
+REDRIVEN = "outbox-entry-redriven"
+EDITED = "outbox-entry-edited"
+DISCARDED = "outbox-entry-discarded"
+AUDITED = (DEAD, REDRIVEN, EDITED, DISCARDED)
+
+WAITS_FROM_S = 10
+"""An entry that is not tried for so long waits for something else than a worker."""
+
+
+class EntryAction(Action[OutboxEntry]):
+    """Something that may be done to a dead entry."""
+
+    target_type = TARGET
+    key_name = "ID"
+
+    def rows(self) -> "QuerySet[OutboxEntry]":
+        """Return entries without their payload."""
+        return OutboxEntry.objects.defer("payload")
+
+    def candidates(self, parameters: Mapping[str, Any]) -> "QuerySet[OutboxEntry]":
+        """Return the DLQ."""
+        return self.rows().dead()
+
+    def find(self, keys: Sequence[str]) -> tuple[list[int], list[str]]:
+        """Return entries by id or event key."""
+        numbers = [int(key) for key in keys if key.isdecimal()]
+        known = set(OutboxEntry.objects.filter(pk__in=numbers).values_list("pk", flat=True))
+        names = dict(
+            OutboxEntry.objects.filter(event_key__in=list(keys)).values_list("event_key", "pk")
+        )
+        found, unknown = [], []
+        for key in keys:
+            number = int(key) if key.isdecimal() else None
+            pk = number if number in known else names.get(key)
+            _ = unknown.append(key) if pk is None else found.append(pk)
+        return found, unknown
+
+    def label(self, row: OutboxEntry) -> str:
+        """Return the event key."""
+        return row.event_key
+
+    def target_id(self, row: OutboxEntry) -> str:
+        """Return the id."""
+        return str(row.pk)
+
+    def state(self, row: OutboxEntry) -> dict[str, Any]:
+        """Return what an attempt, a redrive or an edit changes."""
+        return {
+            "status": row.status,
+            "attempts": row.attempts,
+            "code": row.last_error_code,
+            "next_attempt_at": moment(row.next_attempt_at),
+            "content_hash": row.content_hash,
+        }
+
+    def misfit(self, row: OutboxEntry, parameters: Mapping[str, Any]) -> str:
+        """Refuse all but the dead."""
+        return "" if row.status == EntryStatus.DEAD else f"it is {row.status}, not dead"
+
+    def apply(self, row: OutboxEntry, by: By) -> str:
+        """Change the entry, take it out of the files where it lives, write the record."""
+        misfit = self.misfit(row, by.parameters)
+        if misfit:
+            raise RefusedError(misfit)
+        before = facts(row)
+        evidence = self._change(row, by)
+        after = OutboxEntry.objects.defer("payload").get(pk=row.pk)
+        _record(self.audit_action, row, by, before=before, after=facts(after), evidence=evidence)
+        return self.audit_action.rpartition("-")[2]
+
+    @abstractmethod
+    def _change(self, row: OutboxEntry, by: By) -> dict[str, Any]:
+        """Change the dead entry; return what the record says besides."""
+
+
+def facts(row: OutboxEntry) -> dict[str, Any]:
+    """Return what a record shows of an entry before and after a change."""
+    return {
+        "status": row.status,
+        "attempts": row.attempts,
+        "code": row.last_error_code,
+        "content_hash": row.content_hash,
+    }
+
+
+def _record(
+    action: str,
+    row: OutboxEntry,
+    by: By,
+    *,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    evidence: Mapping[str, Any],
+) -> None:
+    audit.record(
+        actor=by.actor,
+        action=action,
+        target_type=TARGET,
+        target_id=str(row.pk),
+        reason=by.reason,
+        before=before,
+        after=after,
+        evidence={"event_key": row.event_key, **evidence, **by.evidence()},
+        run_id=by.run_id,
+    )
+
+
+def _let_go_on(row: OutboxEntry) -> None:
+    """Let the aggregate go on: the entry out of the files, its parked followers due."""
+    dlq.take_out([row.pk])
+    if parking.release_some(row.aggregate) >= parking.AT_ONCE:
+        # The others not in this transaction; after a crash they come when they are due anyway.
+        transaction.on_commit(partial(parking.release, [row.aggregate]), robust=True)
+    wake_on_commit(JOB)
+
+
+@action
+class Redrive(EntryAction):
+    """Fresh attempts, due at once."""
+
+    name = "outbox.redrive"
+    summary = "Give dead entries fresh attempts, due at once."
+    permission = "ledger.redrive_outboxentry"
+    audit_action = REDRIVEN
+    followed_job = JOB
+
+    def misfits(
+        self, rows: Sequence[OutboxEntry], parameters: Mapping[str, Any], chosen: Collection[int]
+    ) -> dict[int, str]:
+        """Leave out also what would wait behind an entry that is not redriven with it."""
+        found = super().misfits(rows, parameters, chosen)
+        for pk, (head, status) in dlq.barriers(rows).items():
+            if head not in chosen and status == EntryStatus.DEAD:
+                found.setdefault(pk, f"it would wait for entry {head} before it, which is dead")
+        return found
+
+    def becomes(self, row: OutboxEntry, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a redrive changes."""
+        return {"status": EntryStatus.PENDING.value, "attempts": 0, "code": ""}
+
+    def _change(self, row: OutboxEntry, by: By) -> dict[str, Any]:
+        OutboxEntry.objects.filter(pk=row.pk).redrive()
+        _let_go_on(row)
+        return {"code": row.last_error_code, "error": row.last_error}
+
+    def after(self, row: OutboxEntry) -> dict[str, Any]:
+        """Return what every redriven entry is."""
+        return {"status": EntryStatus.PENDING.value, "attempts": 0}
+
+    def look(self, targets: Sequence[Target]) -> dict[int, Seen]:
+        """Return how the first attempt since the redrive ended."""
+        found = OutboxEntry.objects.filter(pk__in=[it.row_id for it in targets])
+        waits = found.parked().filter(next_attempt_at__gt=seconds_from_now(WAITS_FROM_S))
+        waiting = set(waits.values_list("pk", flat=True))
+        rows = {it.pk: it for it in found.defer("payload")}
+        gone = Seen(Sight.GOOD, "it is gone: posted and past its retention")
+        return {
+            it.row_id: _seen(rows[it.row_id], it.row_id in waiting) if it.row_id in rows else gone
+            for it in targets
+        }
+
+    def put_back(self, row_id: int, by: By) -> bool:
+        """Let an entry that failed again be dead again, on the record."""
+        row = self.lock(row_id)
+        if row is None or not OutboxEntry.objects.filter(pk=row_id).put_back():
+            return False
+        dlq.file([(row.pk, row.last_error_code, row.last_error)])
+        evidence = {"code": row.last_error_code, "error": row.last_error, "put_back": True}
+        after = {**facts(row), "status": EntryStatus.DEAD.value}
+        _record(DEAD, row, by, before=facts(row), after=after, evidence=evidence)
+        return True
+
+
+def _seen(row: OutboxEntry, waits: bool) -> Seen:
+    if row.status in (EntryStatus.POSTED, EntryStatus.DISCARDED):
+        return Seen(Sight.GOOD, row.status)
+    being_tried = row.last_error == DIED and row.attempts <= 1
+    if row.status == EntryStatus.PENDING and (not row.attempts or being_tried):
+        note = "it waits for an earlier entry, or for newer code"
+        return Seen(Sight.GOOD, note) if waits else Seen(Sight.UNKNOWN)
+    return Seen(Sight.BAD, f"{row.last_error_code}: {row.last_error}")
+
+
+@action
+class Discard(EntryAction):
+    """Given up for good: never posted, its followers go on."""
+
+    name = "outbox.discard"
+    summary = "Give dead entries up for good; what waits behind them goes on."
+    permission = "ledger.discard_outboxentry"
+    audit_action = DISCARDED
+
+    def becomes(self, row: OutboxEntry, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a discard changes."""
+        return {"status": EntryStatus.DISCARDED.value}
+
+    def _change(self, row: OutboxEntry, by: By) -> dict[str, Any]:
+        OutboxEntry.objects.filter(pk=row.pk).discard()
+        _let_go_on(row)
+        return {"code": row.last_error_code, "error": row.last_error}
+
+
+@action
+class Edit(EntryAction):
+    """Other content under the same key, so that nothing can post twice; and then a redrive."""
+
+    name = "outbox.edit"
+    summary = "Change the payload of a dead entry in place, and redrive it."
+    permission = "ledger.edit_outboxentry"
+    audit_action = EDITED
+    parameter_names: ClassVar = ("payload", "redrive")
+
+    def checked(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the payload in its canonical form and whether to redrive.
+
+        Raises RefusedError: editing is off; WrongParametersError: the payload cannot be posted.
+        """
+        if not settings.DLQ_EDIT_ENABLED:
+            raise RefusedError("editing is off: set DLQ_EDIT_ENABLED=true to allow it")
+        kept = super().checked(parameters)
+        payload = _checked_payload(kept.get("payload"))
+        return {"payload": payload, "redrive": bool(kept.get("redrive", True))}
+
+    def misfits(
+        self, rows: Sequence[OutboxEntry], parameters: Mapping[str, Any], chosen: Collection[int]
+    ) -> dict[int, str]:
+        """Refuse more than one entry: a payload is of one."""
+        if len(chosen) > 1:
+            raise WrongParametersError("one payload is for one entry: edit one at a time")
+        return super().misfits(rows, parameters, chosen)
+
+    def misfit(self, row: OutboxEntry, parameters: Mapping[str, Any]) -> str:
+        """Refuse also what would change nothing."""
+        misfit = super().misfit(row, parameters)
+        if not misfit and self._hash(row, parameters) == row.content_hash:
+            return "it has this payload already: redrive it"
+        return misfit
+
+    @staticmethod
+    def _hash(row: OutboxEntry, parameters: Mapping[str, Any]) -> str:
+        return content_hash(row.event_type, row.aggregate, parameters["payload"])
+
+    def becomes(self, row: OutboxEntry, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what an edit changes, line by line."""
+        changed = {
+            "content_hash": self._hash(row, parameters),
+            "diff": _diff(dlq.stored_payload(row.pk), parameters["payload"]),
+        }
+        if parameters["redrive"]:
+            changed |= {"status": EntryStatus.PENDING.value, "attempts": 0, "code": ""}
+        return changed
+
+    def _change(self, row: OutboxEntry, by: By) -> dict[str, Any]:
+        this, payload = OutboxEntry.objects.filter(pk=row.pk), by.parameters["payload"]
+        original = dlq.stored_payload(row.pk)
+        this.edit(payload, self._hash(row, by.parameters))
+        if by.parameters["redrive"]:
+            this.redrive()
+            _let_go_on(row)
+        return {
+            "original": _readable(original),
+            "edited": payload,
+            "diff": _diff(original, payload),
+            "redriven": by.parameters["redrive"],
+            "code": row.last_error_code,
+            "error": row.last_error,
+        }
+
+
+def _checked_payload(payload: Any) -> dict[str, Any]:
+    """Return a payload that can be posted; raise WrongParametersError."""
+    if not isinstance(payload, dict):
+        raise WrongParametersError("the payload is not a JSON object")
+    try:
+        text = canonical(payload)
+        payloads.read(text, connection.vendor)
+    except (payloads.RefusedError, ValueError, RecursionError) as error:
+        raise WrongParametersError(f"the payload cannot be posted: {error}") from None
+    except payloads.UnknownVersionError:
+        raise WrongParametersError("the payload's schema_version is for newer code") from None
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > settings.OUTBOX_MAX_PAYLOAD_BYTES:
+        most = settings.OUTBOX_MAX_PAYLOAD_BYTES
+        raise WrongParametersError(f"the payload has {size} bytes; {most} are allowed")
+    return dict(json.loads(text))
+
+
+def _readable(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _diff(original: str, payload: Mapping[str, Any]) -> list[str]:
+    """Return a unified diff of two payloads, one item a line."""
+    before, after = _lines(_readable(original)), _lines(payload)
+    return list(difflib.unified_diff(before, after, "original", "edited", lineterm="", n=2))
+
+
+def _lines(content: Any) -> list[str]:
+    if isinstance(content, str):
+        return content.splitlines()
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False).splitlines()
+
+
