@@ -53,7 +53,7 @@ class EntryAction(Action[OutboxEntry]):
 
     def candidates(self, parameters: Mapping[str, Any]) -> "QuerySet[OutboxEntry]":
         """Return the DLQ."""
-        return self.rows().dead()
+        return OutboxEntry.objects.dead().defer("payload")
 
     def find(self, keys: Sequence[str]) -> tuple[list[int], list[str]]:
         """Return entries by id or event key."""
@@ -66,7 +66,10 @@ class EntryAction(Action[OutboxEntry]):
         for key in keys:
             number = int(key) if key.isdecimal() else None
             pk = number if number in known else names.get(key)
-            _ = unknown.append(key) if pk is None else found.append(pk)
+            if pk is None:
+                unknown.append(key)
+            else:
+                found.append(pk)
         return found, unknown
 
     def label(self, row: OutboxEntry) -> str:
@@ -276,7 +279,7 @@ class Edit(EntryAction):
 
     def becomes(self, row: OutboxEntry, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return what an edit changes, line by line."""
-        changed = {
+        changed: dict[str, Any] = {
             "content_hash": self._hash(row, parameters),
             "diff": _diff(dlq.stored_payload(row.pk), parameters["payload"]),
         }
@@ -336,5 +339,3 @@ def _lines(content: Any) -> list[str]:
     if isinstance(content, str):
         return content.splitlines()
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False).splitlines()
-
-

@@ -69,9 +69,7 @@ def tidy() -> int:
     dead = OutboxEntry.objects.dead().order_by()
     unfiled = dead.filter(~Exists(DeadLetter.objects.filter(pk=OuterRef("pk"))))
     missing = list(unfiled.values_list("pk", flat=True))
-    alive = DeadLetter.objects.filter(
-        ~Exists(OutboxEntry.objects.dead().filter(pk=OuterRef("pk")))
-    )
+    alive = DeadLetter.objects.filter(~Exists(OutboxEntry.objects.dead().filter(pk=OuterRef("pk"))))
     stale = list(alive.order_by().values_list("pk", flat=True))
     for start in range(0, len(missing), FILED_AT_ONCE):
         some = dead.filter(pk__in=missing[start : start + FILED_AT_ONCE])
@@ -168,5 +166,3 @@ def barriers(entries: Iterable[OutboxEntry]) -> dict[int, tuple[int, str]]:
         for pk in ids
         if aggregate in heads and heads[aggregate][0] < pk
     }
-
-

@@ -83,9 +83,7 @@ class OutboxQuerySet(models.QuerySet["OutboxEntry"]):
 
     def put_back(self) -> bool:
         """Let redriven entries that failed again be dead; False: they have not failed, or moved."""
-        return bool(
-            self.pending().exclude(last_error_code="").update(status=EntryStatus.DEAD)
-        )
+        return bool(self.pending().exclude(last_error_code="").update(status=EntryStatus.DEAD))
 
     def blocking(self) -> Self:
         """Return the entries that hold back later ones of their aggregate."""

@@ -88,15 +88,16 @@ def take(plan_id: int, **others: Any) -> "Carrier | None":
     mine = plan.filter(carrier=token).annotate(now=Now()).first()
     if mine is None:
         return None
-    pause_s = (mine.next_row_at - mine.now).total_seconds() if mine.next_row_at else 0
+    now: datetime = mine.now  # type: ignore[attr-defined]  # annotated
+    pause_s = (mine.next_row_at - now).total_seconds() if mine.next_row_at else 0
     try:
         carrier = Carrier(mine, actions.get(mine.action), **others)
-        carrier.wait(pause_s)
-        return carrier
     except actions.UnknownActionError as error:
         plan.halt(mine.fence, str(error))
         logger.error("plan_halted", extra={"plan": plan_id, "code": "unknown_action"})  # noqa: TRY400
         return None
+    carrier.wait(pause_s)
+    return carrier
 
 
 def carrier_of(plan_id: int) -> str:

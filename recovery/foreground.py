@@ -100,5 +100,7 @@ def repair(
     counts = plan.items.counts()
     good = counts.get("done", 0) + counts.get("applied", 0)
     if plan.status != PlanStatus.DONE or good < len(wanted.ids):
-        raise PlanError(f"plan {plan.pk} is {plan.status}: {counts}; manage.py plans show {plan.pk}")
+        raise PlanError(
+            f"plan {plan.pk} is {plan.status}: {counts}; manage.py plans show {plan.pk}"
+        )
     return plan

@@ -52,20 +52,19 @@ class Pace:
     """Rows a second at most; 0: as fast as it goes."""
     canary: tuple[int, ...] = ()
     """So many rows first, stage by stage, each looked at before the next; empty: no canary."""
-    halt_share: float | None = None
-    """It halts once a larger share of a stage's rows fails; None: JOB_PLAN_HALT_SHARE."""
+    halt_share: float = field(default_factory=lambda: float(settings.JOB_PLAN_HALT_SHARE))
+    """It halts once a larger share of a stage's rows fails."""
 
     def checked(self) -> "Pace":
-        """Return itself with its share; raise PlanError."""
-        share = settings.JOB_PLAN_HALT_SHARE if self.halt_share is None else self.halt_share
+        """Return itself; raise PlanError."""
         if not 0 <= self.rate <= LARGEST_STAGE:
             raise PlanError("the rate is a number of rows a second, or 0 for no limit")
-        if not 0 <= share <= 1:
+        if not 0 <= self.halt_share <= 1:
             raise PlanError("the share of failures at which it halts is a number from 0 to 1")
         sizes_fit = all(1 <= size <= LARGEST_STAGE for size in self.canary)
         if not sizes_fit or len(self.canary) > MOST_STAGES:
             raise PlanError(f"a canary has up to {MOST_STAGES} stages, each of 1 row or more")
-        return Pace(self.rate, self.canary, share)
+        return self
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Wanted:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     selection: Mapping[str, Any] = field(default_factory=dict)
     """How the rows were chosen, for the record."""
-    pace: Pace = Pace()
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(frozen=True)
@@ -143,9 +142,7 @@ def create(wanted: Wanted) -> Plan:
     return with_retries(partial(_create, wanted, action, pace, parameters))
 
 
-def _create(
-    wanted: Wanted, action: Action[Any], pace: Pace, parameters: Mapping[str, Any]
-) -> Plan:
+def _create(wanted: Wanted, action: Action[Any], pace: Pace, parameters: Mapping[str, Any]) -> Plan:
     with transaction.atomic():
         plan = Plan.objects.create(
             action=action.name,
@@ -165,9 +162,7 @@ def _create(
     return plan
 
 
-def _freeze(
-    plan: Plan, action: Action[Any], ids: Sequence[int], chosen: frozenset[int]
-) -> int:
+def _freeze(plan: Plan, action: Action[Any], ids: Sequence[int], chosen: frozenset[int]) -> int:
     """Keep some rows; return how many the action fits."""
     rows = action.at(ids)
     misfits = action.misfits(list(rows.values()), plan.parameters, chosen)
@@ -231,7 +226,8 @@ def _locked(plan_id: int) -> Plan:
 def start(plan_id: int, *, actor: str, reason: str = "", here: bool = False) -> bool:
     """Let a plan run that was only planned; False: it was started already.
 
-    ``here``: the caller carries it, so that no worker need be woken. Raises UnknownPlanError; PlanError: it was cancelled.
+    ``here``: the caller carries it, so that no worker need be woken.
+    Raises UnknownPlanError; PlanError: it was cancelled.
     """
     with transaction.atomic():
         plan = _locked(plan_id)
@@ -265,15 +261,22 @@ def cancel(plan_id: int, *, actor: str, reason: str = "") -> bool:
         if not Plan.objects.filter(pk=plan_id).cancel():
             return False
         counts = PlanItem.objects.filter(plan=plan).counts()
-        facts = {"evidence": {"rows": counts}, "after": PlanStatus.CANCELLED}
-        _record(plan, CANCELLED, actor=actor, reason=reason, **facts)
+        _record(
+            plan,
+            CANCELLED,
+            actor=actor,
+            reason=reason,
+            evidence={"rows": counts},
+            after=PlanStatus.CANCELLED,
+        )
     return True
 
 
 def resume(plan_id: int, *, actor: str, reason: str = "", here: bool = False) -> bool:
     """Let a paused or halted plan go on; False: it does not stand.
 
-    ``here``: as for ``start``. A halted one begins its canary again, with the rows that failed and still fit, as they are now.
+    A halted one begins its canary again, with the rows that failed and still fit, as they are
+    now. ``here``: as for ``start``.
     Raises UnknownPlanError; PlanError: it has ended.
     """
     with transaction.atomic():
@@ -284,8 +287,14 @@ def resume(plan_id: int, *, actor: str, reason: str = "", here: bool = False) ->
         if not Plan.objects.filter(pk=plan_id).resume(anew=halted):
             return False
         again = _take_up_failed(plan) if halted else 0
-        facts = {"evidence": {"again": again}, "after": PlanStatus.RUNNING}
-        _record(plan, RESUMED, actor=actor, reason=reason, **facts)
+        _record(
+            plan,
+            RESUMED,
+            actor=actor,
+            reason=reason,
+            evidence={"again": again},
+            after=PlanStatus.RUNNING,
+        )
         if not here:
             # Whatever the flag says: a tick may have looked just before.
             transaction.on_commit(partial(enqueue, JOB), robust=True)

@@ -185,6 +185,16 @@ def reverse(order_id: int, *, author: Author) -> bool:
     return _move(order_id, _Move(OrderStatus.REVERSED, audit.REVERSED, _reverse), author)
 
 
+def why_not_reversible(order: SplitOrder) -> str:
+    """Return why a finalized order cannot be reversed as things stand; empty: it can."""
+    try:
+        _require_untouched(list(Lot.objects.filter(parent_order=order)))
+        _require_published(order)
+    except (OutputsTouchedError, NotInLedgerError) as error:
+        return str(error)
+    return ""
+
+
 def _reverse(order: SplitOrder) -> None:
     _require(order, OrderStatus.FINALIZED, "only a finalized order can be reversed")
     source = order.source_lot

@@ -23,6 +23,7 @@ from splits.models import OrderStatus, SplitOrder, StuckSighting
 
 logger = logging.getLogger(__name__)
 
+LONGEST_THRESHOLD_S = 1e9
 FOUND_BY = ("pk", "number", "finalize_epoch", "finalize_attempts")
 
 

@@ -61,7 +61,7 @@ class PlanQuerySet(models.QuerySet["Plan"]):
 
     def resume(self, *, anew: bool) -> bool:
         """Let stopped plans go on; ``anew``: with their canary from its beginning."""
-        stage = {"stage": 0} if anew else {}
+        stage: dict[str, Any] = {"stage": 0} if anew else {}
         return bool(
             self.filter(status__in=STOPPED).update(
                 status=PlanStatus.RUNNING, note="", **_NEW_STAGE, **stage
@@ -82,9 +82,7 @@ class PlanQuerySet(models.QuerySet["Plan"]):
         return bool(
             self.running()
             .filter(free)
-            .update(
-                carrier=carrier, fence=F("fence") + 1, carrier_until=seconds_from_now(ttl_s)
-            )
+            .update(carrier=carrier, fence=F("fence") + 1, carrier_until=seconds_from_now(ttl_s))
         )
 
     def renew(
@@ -128,9 +126,7 @@ class PlanQuerySet(models.QuerySet["Plan"]):
     def finish(self, fence: int) -> bool:
         """End a plan that has gone through its rows; False: it does not run under this fence."""
         return bool(
-            self.carried_under(fence).update(
-                status=PlanStatus.DONE, finished_at=Now(), **_LET_GO
-            )
+            self.carried_under(fence).update(status=PlanStatus.DONE, finished_at=Now(), **_LET_GO)
         )
 
 
@@ -243,7 +239,7 @@ class ItemQuerySet(models.QuerySet["PlanItem"]):
         stage: int | None = None,
     ) -> int:
         """Note what became of them; return how many."""
-        known = {} if result is None else {"result": dict(result)}
+        known: dict[str, Any] = {} if result is None else {"result": dict(result)}
         known |= {} if stage is None else {"stage": stage}
         note = stored_text(note, NOTE_MAX_LENGTH)
         return self.update(status=status, note=note, at=Now(), **known)

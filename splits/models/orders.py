@@ -88,6 +88,13 @@ class SplitOrder(models.Model):
                 name="order_in_progress_is_ready",
             ),
         ]
+        permissions = [
+            ("recover_splitorder", "Can recover stuck split orders"),
+            ("retry_splitorder", "Can retry failed split orders"),
+            ("release_splitorder", "Can release quarantined split orders"),
+            ("cancel_splitorder", "Can cancel split orders"),
+            ("reverse_splitorder", "Can reverse split orders"),
+        ]
         verbose_name = _("split order")
         verbose_name_plural = _("split orders")
 
