@@ -13,9 +13,9 @@ from django.core.management.base import CommandParser
 from tqdm import tqdm
 
 from recovery.commands import DONE, WRONG, OperatorCommand, UsageError
+from recovery.spool import Spool
 from splits.cutplans import HEADER, Fault
 from splits.imports import Import, ImportStoppedError
-from splits.spool import Spool
 
 INTERRUPTED = 130
 GO_ON = "What is committed stays; run the same command again to go on."

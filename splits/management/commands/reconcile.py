@@ -7,8 +7,8 @@ from typing import Any
 from tqdm import tqdm
 
 from recovery.commands import DONE, WRONG, OperatorCommand
+from recovery.spool import Spool
 from splits.reconcile import Finding, Report, reconcile
-from splits.spool import Spool
 
 
 class Command(OperatorCommand):
