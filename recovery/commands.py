@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from argparse import SUPPRESS, ArgumentParser, _SubParsersAction
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -20,6 +21,15 @@ DONE = 0
 WRONG = 1
 USAGE = 2
 LOCKED = 3
+
+
+def _parsers_within(parser: ArgumentParser) -> Iterator[ArgumentParser]:
+    """Yield the parsers of a command's subcommands that do not know ``--json`` yet."""
+    for action in parser._actions:
+        if isinstance(action, _SubParsersAction):
+            for sub in dict.fromkeys(action.choices.values()):
+                if "--json" not in sub._option_string_actions:
+                    yield sub
 
 
 class UsageError(CommandError):
@@ -46,6 +56,9 @@ class OperatorCommand(BaseCommand):
             "--json", action="store_true", help="print one JSON document and nothing else"
         )
         self.add_options(parser)
+        for sub in _parsers_within(parser):
+            # Also behind the subcommand; said before it, it must not be forgotten there.
+            sub.add_argument("--json", action="store_true", default=SUPPRESS, help=SUPPRESS)
 
     def add_options(self, parser: CommandParser) -> None:
         """Add the command's own options."""
