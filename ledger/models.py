@@ -195,11 +195,11 @@ class DeadLetter(models.Model):
 
     entry = models.OneToOneField(
         OutboxEntry,
-        models.CASCADE,
+        models.DO_NOTHING,
         primary_key=True,
         related_name="letter",
         verbose_name=_("entry"),
-        db_constraint=False,  # or each death would lock its entry's row once more
+        db_constraint=False,  # or each death would lock its entry's row once more; the dead stay
     )
     group = models.CharField(_("group"), max_length=12)
     code = models.CharField(_("error code"), max_length=30, choices=ErrorCode, blank=True)

@@ -19,7 +19,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name='DeadLetter',
             fields=[
-                ('entry', models.OneToOneField(db_constraint=False, on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='letter', serialize=False, to='ledger.outboxentry', verbose_name='entry')),
+                ('entry', models.OneToOneField(db_constraint=False, on_delete=django.db.models.deletion.DO_NOTHING, primary_key=True, related_name='letter', serialize=False, to='ledger.outboxentry', verbose_name='entry')),
                 ('group', models.CharField(max_length=12, verbose_name='group')),
                 ('code', models.CharField(blank=True, choices=[('unbalanced', 'postings do not add up to zero'), ('payload_invalid', 'payload cannot be read'), ('account_closed', 'account is closed'), ('insufficient_balance', 'balance would fall below zero'), ('key_conflict', 'key was posted with other content'), ('unexpected', 'unexpected error')], max_length=30, verbose_name='error code')),
                 ('pattern', models.TextField(blank=True, default='', verbose_name='pattern')),

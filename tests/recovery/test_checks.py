@@ -103,6 +103,7 @@ def test_run_that_waits_for_a_hanging_database_must_be_able_to_give_up(
 @pytest.mark.parametrize(("ttl", "found"), [(31, "recovery.W004"), (30, None)])
 def test_killed_worker_must_not_make_its_job_late(settings, ttl, found):
     settings.JOB_OUTBOX_PERIOD_SEC, settings.JOB_LOCK_TTL_SEC = 10, ttl
+    settings.JOB_PLANS_PERIOD_SEC = 15
     named = ("processLedgerOutbox", "JOB_OUTBOX_PERIOD_SEC", f"JOB_LOCK_TTL_SEC={ttl}")
     assert only(check_settings(None), *named) == found
 

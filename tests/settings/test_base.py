@@ -35,6 +35,7 @@ WRONG = {
     "LOG_LEVEL": "loud",
     "SPLIT_COMPLETION_WEBHOOK": "ftp://host/",
     "METRICS_ENABLED": "2",
+    "DLQ_EDIT_ENABLED": "2",
     "RECOVERY_FAULTPOINTS": "lease.acquired=explode",
     **{
         name: "-1"
