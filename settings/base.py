@@ -203,8 +203,8 @@ Q_CLUSTER: dict[str, Any] = {
     "name": env.text("QCLUSTER_NAME", "recovery"),
     "broker_class": "recovery.broker.RungBroker",
     "orm": "default",
-    # As many as there are jobs, so that none waits for another.
-    "workers": env.integer("QCLUSTER_WORKERS", 5 + JOB_OUTBOX_DRAINS, low=1, high=256),
+    # As many as there are jobs, so that none waits for another, and one to spare.
+    "workers": env.integer("QCLUSTER_WORKERS", 6 + JOB_OUTBOX_DRAINS, low=1, high=256),
     "recycle": 2_000,
     "timeout": JOB_TASK_TIMEOUT_SEC,
     "retry": JOB_TASK_TIMEOUT_SEC * 2,

@@ -33,7 +33,9 @@ IN_BATCH = ["outbox.entry:split-order:", "outbox.before_commit"]
 BESIDE_BATCH = ["lease.acquired", "outbox.after_commit"]
 CONVOY = ["convoy.before_commit", "convoy.after_commit"]
 """Tried in tests/splits/test_convoy.py."""
-MATRIX = [*WITHIN, *BOUNDARIES, *IN_BATCH, *BESIDE_BATCH, *CONVOY]
+PLANS = ["plan.before_item", "plan.after_item"]
+"""Tried in tests/ledger/test_dlq_command.py."""
+MATRIX = [*WITHIN, *BOUNDARIES, *IN_BATCH, *BESIDE_BATCH, *CONVOY, *PLANS]
 
 AT_ONCE = 6
 
