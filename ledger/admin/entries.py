@@ -13,6 +13,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
+from ledger import actions
 from ledger.admin import origins
 from ledger.admin.asked import lines_table
 from ledger.models import EntryStatus, ErrorCode, OutboxEntry, Transaction
@@ -35,11 +36,11 @@ from recovery.admin.tables import (
 SHOWN_ERROR = 160
 
 audited.register(
-    "outbox-entry",
+    actions.TARGET,
     lambda pk: (
         OutboxEntry.objects.defer("payload").filter(pk=pk).first() if pk.isdecimal() else None
     ),
-    actions=("outbox-entry-dead",),
+    actions=actions.AUDITED,
 )
 
 

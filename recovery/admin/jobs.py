@@ -14,7 +14,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from django_q.models import Schedule
 
-from recovery import pauses, registry, restoring
+from recovery import pauses, plans, registry, restoring
 from recovery.admin import audited
 from recovery.admin.operations import OperatedAdmin, Operation
 from recovery.admin.rows import column
@@ -46,6 +46,11 @@ audited.register(
     restoring.TARGET,
     lambda _name: None,  # it has no page
     actions=(restoring.DATABASE_RESTORED,),
+)
+audited.register(
+    plans.TARGET,
+    lambda _number: None,  # it has no page
+    actions=plans.AUDITED,
 )
 
 PAUSE = Operation(

@@ -52,16 +52,7 @@ origins.register("split-order", order_of)
 audited.register(
     audit.TARGET,
     lambda number: SplitOrder.objects.filter(number=number).first(),
-    actions=(
-        audit.RECOVERED,
-        audit.FAILED,
-        audit.RETRY_LIMIT,
-        audit.QUARANTINED,
-        audit.RELEASED,
-        audit.RETRIED,
-        audit.CANCELLED,
-        audit.REVERSED,
-    ),
+    actions=audit.AUDITED,
 )
 
 
