@@ -57,14 +57,14 @@ class EntryAction(Action[OutboxEntry]):
 
     def find(self, keys: Sequence[str]) -> tuple[list[int], list[str]]:
         """Return entries by id or event key."""
-        numbers = [int(key) for key in keys if key.isdecimal()]
+        numbers = [int(key) for key in keys if _is_id(key)]
         known = set(OutboxEntry.objects.filter(pk__in=numbers).values_list("pk", flat=True))
         names = dict(
             OutboxEntry.objects.filter(event_key__in=list(keys)).values_list("event_key", "pk")
         )
         found, unknown = [], []
         for key in keys:
-            number = int(key) if key.isdecimal() else None
+            number = int(key) if _is_id(key) else None
             pk = number if number in known else names.get(key)
             if pk is None:
                 unknown.append(key)
@@ -108,6 +108,10 @@ class EntryAction(Action[OutboxEntry]):
     @abstractmethod
     def _change(self, row: OutboxEntry, by: By) -> dict[str, Any]:
         """Change the dead entry; return what the record says besides."""
+
+
+def _is_id(key: str) -> bool:
+    return key.isdecimal() and int(key) < 2**63
 
 
 def facts(row: OutboxEntry) -> dict[str, Any]:

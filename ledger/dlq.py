@@ -103,7 +103,7 @@ class Filter:
     type: str = ""
     group: str = ""
     older_than_s: float | None = None
-    """Dead for longer."""
+    """Published longer ago."""
 
     def given(self) -> dict[str, Any]:
         """Return what is asked for, for the record; empty: all."""
@@ -121,7 +121,7 @@ class Filter:
         if self.group:
             found = found.filter(letter__group=self.group)
         if self.older_than_s is not None:
-            found = found.filter(letter__died_at__lt=seconds_from_now(-self.older_than_s))
+            found = found.filter(created_at__lt=seconds_from_now(-self.older_than_s))
         return found.order_by("id")
 
 

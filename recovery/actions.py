@@ -238,6 +238,11 @@ def get(name: str) -> Action[Any]:
     return _actions[name]
 
 
+def has(name: str) -> bool:
+    """Tell whether an action is called ``name``."""
+    return name in _actions
+
+
 def all_actions() -> list[Action[Any]]:
     """Return every registered action by name."""
     return [_actions[name] for name in sorted(_actions)]

@@ -19,10 +19,10 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, transaction
-from django.db.models.functions import Now
 
 from recovery import actions, audit, plans
 from recovery.actions import Action, By, RefusedError, RowHeldError, Sight, Target
+from recovery.clock import db_now
 from recovery.errors import is_infrastructure, with_retries
 from recovery.faultpoints import faultpoint
 from recovery.leases import HOST, LeaseLostError
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 READ_AHEAD = 200
 LOOKED_AT = 500
+LOOKED_AT_MEANWHILE = 2_000
 LOOK_EVERY_S = 1.0
 """So often the rows applied so far are looked at while others are still being done."""
 LEAST_KNOWN = 20
@@ -81,29 +82,24 @@ class _Change:
 
 
 def take(plan_id: int, **others: Any) -> "Carrier | None":
-    """Begin to carry a running plan; None: it does not run, or somebody else carries it."""
+    """Begin to carry a running plan; None: it does not run, or somebody else carries it.
+
+    A plan whose action this code does not know is left to newer code.
+    """
     token = f"{HOST}:{os.getpid()}:{secrets.token_hex(4)}"
-    plan = Plan.objects.filter(pk=plan_id)
-    with_retries(lambda: plan.take(token, ttl_s=settings.JOB_LOCK_TTL_SEC))
-    mine = plan.filter(carrier=token).annotate(now=Now()).first()
-    if mine is None:
+    this = Plan.objects.filter(pk=plan_id)
+    name = this.values_list("action", flat=True).first()
+    if name and not actions.has(name):
+        logger.warning("plan_left_to_newer_code", extra={"plan": plan_id, "action": name})
         return None
-    now: datetime = mine.now  # type: ignore[attr-defined]  # annotated
-    pause_s = (mine.next_row_at - now).total_seconds() if mine.next_row_at else 0
-    try:
-        carrier = Carrier(mine, actions.get(mine.action), **others)
-    except actions.UnknownActionError as error:
-        plan.halt(mine.fence, str(error))
-        logger.error("plan_halted", extra={"plan": plan_id, "code": "unknown_action"})  # noqa: TRY400
+    with_retries(lambda: this.take(token, ttl_s=settings.JOB_LOCK_TTL_SEC))
+    plan = this.filter(carrier=token).first()
+    if plan is None:
         return None
-    carrier.wait(pause_s)
+    carrier = Carrier(plan, actions.get(plan.action), **others)
+    if plan.next_row_at:
+        carrier.wait((plan.next_row_at - db_now()).total_seconds())
     return carrier
-
-
-def carrier_of(plan_id: int) -> str:
-    """Return host and process of who carries the plan; empty: nobody."""
-    found = Plan.objects.filter(pk=plan_id).values_list("carrier", flat=True).first()
-    return (found or "").rpartition(":")[0]
 
 
 @dataclass
@@ -146,7 +142,7 @@ class Carrier:
             return self._close_stage(last=not full)
         self._do(item)
         if self._look_at <= time.monotonic():
-            self._look()
+            self._look(most=LOOKED_AT_MEANWHILE)
         return Step.WORKED
 
     def _stage_is_full(self) -> bool:
@@ -304,16 +300,21 @@ class Carrier:
         self._refresh()
         return Step.WORKED
 
-    def _look(self) -> int:
-        """Note how applied rows fare; return how many are still open. May halt the plan."""
+    def _look(self, *, most: int | None = None) -> int:
+        """Note how applied rows fare, ``most`` of them; return how many of these are still open.
+
+        May halt the plan.
+        """
         self._look_at = time.monotonic() + LOOK_EVERY_S
         if not self.action.followed_job:
             return 0
-        still_open, after = 0, 0
+        still_open, after, looked_at = 0, 0, 0
         applied = PlanItem.objects.filter(plan=self.plan).applied().order_by("id")
         while items := list(applied.filter(pk__gt=after)[:LOOKED_AT]):
-            after = items[-1].pk
+            after, looked_at = items[-1].pk, looked_at + len(items)
             still_open += len(items) - with_retries(partial(self._note_sights, items))
+            if most and looked_at >= most:
+                break
         self._judge()
         return still_open
 
@@ -391,7 +392,7 @@ class Carrier:
     def _record(self, action: str, status: str, evidence: Mapping[str, Any]) -> None:
         counts = PlanItem.objects.filter(plan=self.plan).counts()
         audit.record(
-            actor=self.plan.actor,
+            actor=f"system:{plans.JOB}",  # nobody asked for it: it follows from the plan
             action=action,
             target_type=plans.TARGET,
             target_id=str(self.plan.pk),

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 
 from django.conf import settings
-from django.db import transaction
+from django.db import DatabaseError, InterfaceError, transaction
 
 from recovery import carrying, metrics, plans, retention
 from recovery.carrying import Carrier, Step
@@ -49,16 +49,29 @@ WATCH_EVERY_S = 0.05
 def run_recovery_plans(run: Run) -> Batch:
     """Carry operators' plans on, each for a while."""
     counts: Counter[str] = Counter()
-    more = False
+    more, troubles = False, []
     for plan_id in Plan.objects.running().order_by("id").values_list("pk", flat=True):
         if run.over():
             return Batch(counts, more=True)
-        carrier = carrying.take(plan_id, seal=run.renew_lease, run_id=run.run_id)
-        if carrier:
-            more |= _carry(carrier, run)
-            counts.update(carrier.counts)
-            run.progressed()
+        try:
+            more |= _carry_one(plan_id, run, counts)
+        except (DatabaseError, InterfaceError) as error:
+            # A carrier that hangs in a transaction holds this plan's rows: the others go on.
+            troubles.append(error)
+    if troubles:
+        raise troubles[0]
     return Batch(counts, more=more)
+
+
+def _carry_one(plan_id: int, run: Run, counts: Counter[str]) -> bool:
+    carrier = carrying.take(plan_id, seal=run.renew_lease, run_id=run.run_id)
+    if carrier is None:
+        return False
+    try:
+        return _carry(carrier, run)
+    finally:
+        counts.update(carrier.counts)
+        run.progressed()
 
 
 def _carry(carrier: Carrier, run: Run) -> bool:

@@ -21,6 +21,9 @@ from recovery.plans import CANARY, Pace, Wanted
 ASK_FROM = 10
 """More rows than these are asked about at a terminal."""
 SHOWN_ROWS = 10
+LARGEST_ID = 2**63 - 1
+LIKELY_RATE = 200
+"""So many rows a second are done about, where the rate sets no limit."""
 UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 TOLD = (
     ItemStatus.DRIFTED,
@@ -49,6 +52,13 @@ def rate(text: str) -> float:
     if not 0 < value <= plans.LARGEST_STAGE:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of rows a second above 0")
     return value
+
+
+def row_id(text: str) -> int:
+    """Return a number that a row can have."""
+    if not text.isdecimal() or not 0 < int(text) <= LARGEST_ID:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of a row")
+    return int(text)
 
 
 def share(text: str) -> float:
@@ -244,4 +254,4 @@ def _change(shown: plans.Shown) -> dict[str, Any]:
 
 
 def _takes_s(plan: Plan) -> float:
-    return plan.rows_total / plan.rate if plan.rate else 0.0
+    return plan.rows_total / min(plan.rate or LIKELY_RATE, LIKELY_RATE)

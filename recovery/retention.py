@@ -102,7 +102,7 @@ def failed_tasks(before: datetime) -> "QuerySet[Task]":
     return rows
 
 
-@retention("plan_rows", days_setting="JOB_PLAN_RETENTION_DAYS", by="plan")
+@retention("plan_rows", days_setting="JOB_PLAN_RETENTION_DAYS", by="plan_id")
 def rows_of_old_plans(before: datetime) -> "QuerySet[PlanItem]":
     """Rows of plans that have ended, or were never started."""
     return PlanItem.objects.filter(plan__in=Plan.objects.old(before))

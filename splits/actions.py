@@ -69,6 +69,10 @@ class OrderAction(Action[SplitOrder]):
             return f"it is {row.status}, not {' or '.join(self.fitting)}"
         return ""
 
+
+class VerbAction(OrderAction):
+    """An action that is one of ``splits.lifecycle``'s verbs."""
+
     def apply(self, row: SplitOrder, by: By) -> str:
         """Change the order by its verb, which writes the record."""
         author = Author(by.actor, by.reason, by.run_id, by.plan_id)
@@ -103,8 +107,8 @@ def _seen(order: SplitOrder, target: Target) -> Seen:
     return Seen(Sight.BAD, f"{order.last_finalize_error_code}: {order.last_finalize_error}")
 
 
-class StartingAction(OrderAction):
-    """An action after which the order is finalized."""
+class Starting:
+    """Mixed into actions after which the order is finalized."""
 
     followed_job = FINALIZE_JOB
 
@@ -118,7 +122,7 @@ class StartingAction(OrderAction):
 
 
 @action
-class Retry(StartingAction):
+class Retry(Starting, VerbAction):
     """Fresh attempts for an order that used up its own."""
 
     name = "split.retry"
@@ -133,7 +137,7 @@ class Retry(StartingAction):
 
 
 @action
-class Release(StartingAction):
+class Release(Starting, VerbAction):
     """Out of quarantine, with fresh counters."""
 
     name = "split.release"
@@ -148,7 +152,7 @@ class Release(StartingAction):
 
 
 @action
-class Cancel(OrderAction):
+class Cancel(VerbAction):
     """Given up before it moved stock."""
 
     name = "split.cancel"
@@ -177,7 +181,7 @@ class Cancel(OrderAction):
 
 
 @action
-class Reverse(OrderAction):
+class Reverse(VerbAction):
     """Undone, while its child lots are untouched."""
 
     name = "split.reverse"
@@ -206,7 +210,7 @@ class Reverse(OrderAction):
 
 
 @action
-class Recover(StartingAction):
+class Recover(Starting, OrderAction):
     """Reset of a finalization that hangs, with the proof that nobody holds it."""
 
     name = "split.recover"
@@ -266,10 +270,6 @@ class Recover(StartingAction):
         if result is Result.GONE:
             raise RefusedError("it is not stuck any more")
         return result.value
-
-    def verb(self, order_id: int, author: Author) -> bool:
-        """Not used: ``apply`` takes the order as it was locked."""
-        raise NotImplementedError
 
     def holder(self, row_id: int) -> dict[str, Any] | None:
         """Return the connection that holds the order."""

@@ -60,12 +60,10 @@ class PlanQuerySet(models.QuerySet["Plan"]):
         return bool(self.running().update(status=PlanStatus.PAUSED, **_LET_GO))
 
     def resume(self, *, anew: bool) -> bool:
-        """Let stopped plans go on; ``anew``: with their canary from its beginning."""
-        stage: dict[str, Any] = {"stage": 0} if anew else {}
+        """Let stopped plans go on where they stopped; ``anew``: from their first stage."""
+        stage: dict[str, Any] = {"stage": 0, **_NEW_STAGE} if anew else {}
         return bool(
-            self.filter(status__in=STOPPED).update(
-                status=PlanStatus.RUNNING, note="", **_NEW_STAGE, **stage
-            )
+            self.filter(status__in=STOPPED).update(status=PlanStatus.RUNNING, note="", **stage)
         )
 
     def cancel(self) -> bool:

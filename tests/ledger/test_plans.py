@@ -4,10 +4,11 @@ import json
 from datetime import timedelta
 
 import pytest
+from django.db import OperationalError
 
 from ledger import dlq
 from ledger.models import Account, DeadLetter, EntryStatus, OutboxEntry, Transaction
-from recovery import carrying, foreground, plans, runner
+from recovery import carrying, foreground, plans, retention, runner
 from recovery.actions import RefusedError, WrongParametersError
 from recovery.clock import db_now
 from recovery.foreground import Follower
@@ -214,6 +215,77 @@ def test_rate_is_kept_by_whoever_carries_on():
     first.step()
     first.let_go()
     assert carrying.take(plan.pk).wait_s() > 60
+
+
+def test_paused_canary_goes_on_within_its_stage():
+    entries = die(9)
+    reopen()
+    plan = plans.create(wanted(entries, pace=Pace(canary=(4, 100))))
+    plans.start(plan.pk, actor="anna", here=True)
+    carrier = carrying.take(plan.pk)
+    for _ in range(3):
+        carrier.step()
+    plans.pause(plan.pk, actor="anna")
+    plans.resume(plan.pk, actor="anna", here=True)
+    carrier = carrying.take(plan.pk)
+    assert [carrier.step() for _ in range(2)] == [carrying.Step.WORKED, carrying.Step.WATCHED]
+    assert redriven().count() == 4
+
+
+def test_halt_is_the_systems_and_the_rows_are_the_operators():
+    plan = carried(plans.create(wanted(die(2), pace=Pace(canary=CANARY))))
+    assert AuditRecord.objects.get(action=plans.HALTED).actor == f"system:{plans.JOB}"
+    assert redriven().get().actor == "anna"
+    assert plan.status == PlanStatus.HALTED
+
+
+def test_plan_of_an_action_that_only_newer_code_knows_is_left_alone():
+    plan = plans.create(wanted(die()))
+    plans.start(plan.pk, actor="anna", here=True)
+    Plan.objects.update(action="outbox.polish")
+    assert carrying.take(plan.pk) is None
+    assert runner.run_job(plans.JOB).status == "ok"
+    plan.refresh_from_db()
+    assert plan.status == PlanStatus.RUNNING
+
+
+def test_plan_that_the_database_refuses_does_not_stop_the_others(monkeypatch):
+    first, second = (plans.create(wanted([it])) for it in die(2))
+    for plan in (first, second):
+        plans.start(plan.pk, actor="anna")
+    take = carrying.take
+
+    def refuse(plan_id, **others):
+        if plan_id == first.pk:
+            raise OperationalError(1205, "Lock wait timeout exceeded")
+        return take(plan_id, **others)
+
+    monkeypatch.setattr("recovery.jobs.carrying.take", refuse)
+    assert runner.run_job(plans.JOB).status == "failed", "it is not hushed up"
+    second.refresh_from_db()
+    assert second.status == PlanStatus.DONE
+
+
+def test_ended_plans_go_after_their_days_and_no_other(monkeypatch):
+    monkeypatch.setattr(retention, "FIRST_ROWS", 2)
+    monkeypatch.setattr(retention, "MOST_ROWS", 2)
+    entries = die(5)
+    ended = [plans.create(wanted(entries)) for _ in range(3)]
+    Plan.objects.update(status=PlanStatus.DONE)
+    halted = plans.create(wanted(entries))
+    Plan.objects.filter(pk=halted.pk).update(status=PlanStatus.HALTED)
+    Plan.objects.update(created_at=db_now() - timedelta(days=91))
+    young = plans.create(wanted(entries))
+    assert runner.run_job("auditArchive").result == {"plan_rows_deleted": 15, "plans_deleted": 3}
+    assert not Plan.objects.filter(pk__in=[it.pk for it in ended]).exists()
+    assert {it.items.count() for it in (halted, young)} == {5}
+
+
+def test_entries_are_chosen_by_when_they_were_published():
+    old, _young = die(2)
+    OutboxEntry.objects.filter(pk=old.pk).update(created_at=db_now() - timedelta(hours=3))
+    found = dlq.Filter(older_than_s=7_200).entries()
+    assert [it.pk for it in found] == [old.pk]
 
 
 def test_plan_needs_a_reason_and_a_known_action():

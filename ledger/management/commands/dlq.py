@@ -15,7 +15,7 @@ from ledger.models import ErrorCode, OutboxEntry
 from recovery.actions import ActionError
 from recovery.audit import cli_actor
 from recovery.commands import DONE, UsageError
-from recovery.plancommand import PlanCommand, add_pace, age_s, pace_of
+from recovery.plancommand import PlanCommand, add_pace, age_s, pace_of, row_id
 from recovery.plans import PlanError, Wanted
 
 SHOWN_ENTRIES = 100
@@ -33,7 +33,7 @@ class Command(PlanCommand):
         _add_filters(listing)
         listing.add_argument("--entries", action="store_true", help="entry by entry")
         show = doing.add_parser("show", help="one entry, with its payload and error")
-        show.add_argument("id", type=int, metavar="ID")
+        show.add_argument("id", type=row_id, metavar="ID")
         for name, text in (
             ("redrive", "give entries fresh attempts, due at once"),
             ("discard", "give entries up for good"),
@@ -43,7 +43,7 @@ class Command(PlanCommand):
             sub.add_argument("--all", action="store_true", help="the whole DLQ")
             add_pace(sub)
         edit = doing.add_parser("edit", help="change an entry's payload, and redrive it")
-        edit.add_argument("id", type=int, metavar="ID")
+        edit.add_argument("id", type=row_id, metavar="ID")
         edit.add_argument("--payload", metavar="FILE", help="JSON; - is standard input")
         edit.add_argument("--no-redrive", action="store_true", help="leave it dead")
         add_pace(edit)
@@ -154,11 +154,13 @@ class Command(PlanCommand):
 
 
 def _add_filters(parser: Any) -> None:
-    parser.add_argument("--id", type=int, nargs="+", default=[], metavar="ID", help="entries")
+    parser.add_argument("--id", type=row_id, nargs="+", default=[], metavar="ID", help="entries")
     parser.add_argument("--group", default="", help="a group of `dlq list`")
     parser.add_argument("--code", default="", choices=ErrorCode.values, metavar="CODE")
     parser.add_argument("--type", default="", metavar="TYPE", help="an event type")
-    parser.add_argument("--older-than", type=age_s, metavar="AGE", help="dead for: 90, 15m, 2h, 7d")
+    parser.add_argument(
+        "--older-than", type=age_s, metavar="AGE", help="published before: 90, 15m, 2h, 7d"
+    )
 
 
 def _filter(options: Mapping[str, Any]) -> Filter:

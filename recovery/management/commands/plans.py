@@ -10,7 +10,7 @@ from recovery.actions import Action, ActionError
 from recovery.audit import cli_actor
 from recovery.commands import DONE, WRONG, UsageError
 from recovery.models import Plan
-from recovery.plancommand import PlanCommand, add_pace, pace_of, plan_facts, plan_line
+from recovery.plancommand import PlanCommand, add_pace, pace_of, plan_facts, plan_line, row_id
 from recovery.plans import PlanError, Wanted
 
 SHOWN_PLANS = 50
@@ -34,7 +34,7 @@ class Command(PlanCommand):
             ("cancel", "give it up; what is done stays done"),
         ):
             sub = doing.add_parser(name, help=text)
-            sub.add_argument("id", type=int, metavar="ID")
+            sub.add_argument("id", type=row_id, metavar="ID")
             if name != "show":
                 sub.add_argument("--reason", default="", metavar="TEXT", help="for the record")
         create = doing.add_parser("create", help="freeze the rows of an action")
