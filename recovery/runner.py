@@ -154,7 +154,7 @@ def _guarded(run: Run) -> Outcome:
         run.beat(RunStatus.RUNNING, first=True)
         faultpoint("lease.acquired")
         leftovers.settle()
-        more = _work(run)
+        more = work_until_over(run)
     except leases.LeaseLostError as lost:
         status, error = RunStatus.FAILED, str(lost)
         logger.warning("lease_lost", extra={"fence": run.lease.fence})
@@ -218,7 +218,7 @@ def _in_a_row(endings: Iterable[str], statuses: Set[str]) -> int:
     return sum(1 for _ in takewhile(statuses.__contains__, endings))
 
 
-def _work(run: Run) -> bool:
+def work_until_over(run: Run) -> bool:
     """Work batches until nothing is due or the run is over; tell whether work is left."""
     while True:
         wakeups.clear(run.job.name)
