@@ -12,6 +12,7 @@ from recovery.models import AuditRecord
 from recovery.registry import Limit
 from recovery.rehearsing import Rehearsal, UnprovenError
 from recovery.selfcheck import Finding, Severity, examination
+from recovery.selfcheck.findings import moment
 
 GROWTH_H = 24
 LATE_S = 300
@@ -69,6 +70,6 @@ def late_entries() -> Iterator[Finding]:
             Severity.WARNING,
             "outbox-late",
             f"Entries are due for more than {LATE_S} s and not posted, since"
-            f" {oldest.next_attempt_at}: the drain does not run, or falls behind.",
+            f" {moment(oldest.next_attempt_at)}: the drain does not run, or falls behind.",
             "See docs/runbook.md, A job does not run, and The ledger falls behind.",
         )

@@ -119,7 +119,7 @@ def run_job(name: str) -> Outcome:
     job = registry.get(name)
     close_old_connections()
     try:
-        run = with_retries(lambda: _begin(job))
+        run = with_retries(lambda: begin(job))
     except leases.PausedError as error:
         return _skipped(job, "paused", str(error))
     except leases.HeldError as error:
@@ -189,7 +189,8 @@ def _log_failure(run: Run, failure: BaseException) -> None:
     )
 
 
-def _begin(job: registry.Job) -> Run:
+def begin(job: registry.Job) -> Run:
+    """Take the lock of ``job`` for a run, and write that it begins; raise as ``leases.taking``."""
     with leases.taking(job.name) as lease:
         return _open(job, lease)
 

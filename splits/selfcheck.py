@@ -78,39 +78,31 @@ def _reset(rehearsal: Rehearsal, number: int, *, hung_before: int, goal: stuck.R
 ORDERS_ARE_QUARANTINED = Limit("JOB_STUCK_ALERT_THRESHOLD", orders_are_quarantined, least=0)
 
 
+GAVE_UP = "Find the cause (last_finalize_error), then {}: docs/runbook.md, Orders that gave up."
+REMEDIES = {
+    "stuck": "Run manage.py recover_stuck: it resets them, or names who holds one.",
+    "overdue": "See docs/runbook.md, A job does not run.",
+    "failed": GAVE_UP.format("give them fresh attempts"),
+    "quarantined": GAVE_UP.format("release them"),
+}
+
+
 @examination("split orders")
 def orders_that_wait() -> Iterator[Finding]:
     """Look for orders that hang, that nobody claims, and that wait for an operator."""
     orders, threshold_s = SplitOrder.objects.all(), settings.JOB_FINALIZE_STUCK_THRESHOLD_SEC
-    gave_up = "Find the cause (last_finalize_error), then {}: docs/runbook.md, Orders that gave up."
-    waiting = (
-        (
-            "stuck",
-            orders.stuck(threshold_s),
-            "Run manage.py recover_stuck; it names who holds one.",
-        ),
-        ("overdue", orders.overdue(threshold_s), "See docs/runbook.md, A job does not run."),
-        (
-            "failed",
-            orders.filter(status=OrderStatus.FAILED),
-            gave_up.format("give them fresh attempts"),
-        ),
-        (
-            "quarantined",
-            orders.filter(status=OrderStatus.QUARANTINED),
-            gave_up.format("release them"),
-        ),
-    )
-    for state, found, remedy in waiting:
-        yield from _waiting(state, found, remedy)
+    yield from _waiting("stuck", orders.stuck(threshold_s))
+    yield from _waiting("overdue", orders.overdue(threshold_s))
+    yield from _waiting("failed", orders.filter(status=OrderStatus.FAILED))
+    yield from _waiting("quarantined", orders.filter(status=OrderStatus.QUARANTINED))
 
 
-def _waiting(state: str, found: SplitOrderQuerySet, remedy: str) -> Iterator[Finding]:
+def _waiting(state: str, found: SplitOrderQuerySet) -> Iterator[Finding]:
     count = found.count()
     if count:
         numbers = list(found.order_by("pk").values_list("number", flat=True)[:SOME])
         text = f"Split orders are {state}: {some(numbers, count)}."
-        yield Finding(Severity.WARNING, f"orders-{state}", text, remedy)
+        yield Finding(Severity.WARNING, f"orders-{state}", text, REMEDIES[state])
 
 
 @examination("breaker")

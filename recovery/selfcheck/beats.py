@@ -11,7 +11,7 @@ from recovery.heartbeats import HEARTBEAT_KEY, MIN_EXPIRY_S
 from recovery.models import Job as JobRow
 from recovery.registry import Job
 from recovery.selfcheck.answers import Answer
-from recovery.selfcheck.findings import Finding, Severity
+from recovery.selfcheck.findings import Finding, Severity, moment
 
 START = "Start manage.py qcluster, or look why it does not run this job: docs/runbook.md,"
 START += " A job does not run."
@@ -24,8 +24,8 @@ def beats(job: Job) -> Answer:
     facts = probes.job_facts(states.heartbeat_ages(connection))[job.name]
     row = JobRow.objects.filter(name=job.name).first()
     if row is not None and row.paused_at:
-        since = row.paused_at.isoformat(timespec="seconds")
-        return Answer(True, f"paused since {since}: it need not beat, {_aged(row, facts)}")
+        since = f"paused since {moment(row.paused_at)}"
+        return Answer(True, f"{since}: it need not beat, {_aged(row, facts)}")
     if row is None or facts["late"]:
         return Answer(False, probes.late_text(job.name, facts), START)
     evidence = f"{_aged(row, facts)}, at most {facts['limit_s']} s allowed"

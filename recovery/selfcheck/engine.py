@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
+import redis
+from django.conf import settings
 from django.db.models import Max
 from django_q.models import Schedule
 
@@ -13,12 +15,13 @@ from recovery import link, registry, schedules
 from recovery.clock import db_now
 from recovery.models import Job, RunStatus
 from recovery.probes import PERIODS_UNTIL_STALE
-from recovery.selfcheck.findings import Finding, Severity, examination, some
+from recovery.selfcheck.findings import Finding, Severity, examination, moment, some
 from recovery.wakeups import TASK
 
 SILENT_S = 120
 """Without any heartbeat for so long, or for three of the shortest periods, no worker is alive."""
 ERROR_SHOWN = 200
+PROBE_MS = 1_000
 MENDED = "A starting manage.py qcluster makes and mends schedules: start or restart one."
 
 
@@ -53,7 +56,7 @@ def workers() -> Iterator[Finding]:
     limit_s = max(SILENT_S, PERIODS_UNTIL_STALE * min(it.period_s for it in jobs))
     beat_at = newest["at"]
     if beat_at is None or db_now() - beat_at > timedelta(seconds=limit_s):
-        since = "ever" if beat_at is None else f"since {beat_at.isoformat(timespec='seconds')}"
+        since = "ever" if beat_at is None else f"since {moment(beat_at)}"
         yield Finding(
             Severity.ERROR,
             "workers-silent",
@@ -147,7 +150,7 @@ def stale_leases() -> Iterator[Finding]:
             Severity.WARNING,
             "lease-stale",
             f"{row.lease_owner} took {row.name} and died, or hangs:"
-            f" its lease expired at {row.lease_expires_at}.",
+            f" its lease expired at {moment(row.lease_expires_at)}.",
             "The next run takes it over: wait a period, or manage.py run_job"
             f" {row.name}. See whether that process still exists.",
         )
@@ -172,22 +175,27 @@ def pauses() -> Iterator[Finding]:
         yield Finding(
             Severity.INFO,
             "job-paused",
-            f"{row.name} is paused since {row.paused_at}: ticks, wake-ups and run_job pass it by.",
+            f"{row.name} is paused since {moment(row.paused_at)}: ticks, wake-ups and run_job"
+            " pass it by.",
             f"Once the reason is gone (audit record job-paused): manage.py jobs resume {row.name}.",
         )
 
 
-@examination("rungs")
-def rungs() -> Iterator[Finding]:
-    """Say that locks, wake-ups and queue go by the database alone."""
-    if link.configured():
-        try:
-            link.call(lambda client: client.ping())
-        except link.RedisDownError as error:
-            yield Finding(
-                Severity.WARNING,
-                "redis-down",
-                f"Redis is configured and cannot be had ({error}): jobs run degraded, locked by"
-                " the database alone.",
-                "See docs/runbook.md, Redis is down. Nothing is lost meanwhile.",
-            )
+@examination("Redis")
+def refused_writes() -> Iterator[Finding]:
+    """Write to Redis; whether it answers at all is a system check's to tell."""
+    if not link.configured():
+        return
+    try:
+        with link.connect(settings.REDIS_URL, socket_timeout=settings.REDIS_TIMEOUT_SEC) as client:
+            client.set(link.PROBE_KEY, "1", px=PROBE_MS)
+    except (redis.ConnectionError, redis.TimeoutError):
+        return
+    except redis.RedisError as error:
+        yield Finding(
+            Severity.WARNING,
+            "redis-refuses-writes",
+            f"Redis answers and takes no writes ({error}): jobs run degraded, locked by the"
+            " database alone.",
+            "See docs/runbook.md, Redis is down. Nothing is lost meanwhile.",
+        )

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from django.db import close_old_connections
@@ -80,6 +81,11 @@ def _examined(name: str) -> list[Finding]:
 def shown(error: Exception) -> str:
     """Return the class and the text of ``error`` in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+
+
+def moment(at: datetime | None) -> str:
+    """Return a time as people read it, to the second."""
+    return at.isoformat(timespec="seconds") if at else "never"
 
 
 def some(names: Iterable[str], count: int | None = None) -> str:

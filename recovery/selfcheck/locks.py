@@ -1,4 +1,4 @@
-"""Is it locked? The lock is taken, and taken again: the second one must be refused.
+"""Is it locked? The lock is taken, and a run begun as the runner does: it must be refused.
 
 All in one transaction that is rolled back: the job's row, its fence and its pause stay as they
 are, and a worker that comes meanwhile is refused as by any holder.
@@ -8,7 +8,7 @@ import time
 
 from django.db import DatabaseError, InterfaceError
 
-from recovery import leases, link, wakeups
+from recovery import leases, link, runner, wakeups
 from recovery.errors import with_retries
 from recovery.models import Job as JobRow
 from recovery.registry import Job
@@ -26,7 +26,7 @@ BYPASSED += " all the same, and compare recovery/leases.py with the release."
 def is_locked(job: Job) -> Answer:
     """Answer from the refusal of a second holder, or from our own where somebody holds it."""
     try:
-        refused, note = with_retries(lambda: _refusals(job.name))
+        refused, note = with_retries(lambda: _refusals(job))
     except leases.HeldError as held:
         return Answer(True, f"{held}: it refused us by {RUNGS[held.rung]}")
     except UnprovenError as unproven:
@@ -38,16 +38,16 @@ def is_locked(job: Job) -> Answer:
     return Answer(True, evidence + _degraded(), findings=_open_keys(job.name, refused))
 
 
-def _refusals(name: str) -> tuple[list[str], str]:
+def _refusals(job: Job) -> tuple[list[str], str]:
     """Take the lock and return which rungs refused a second holder, with what is to be added."""
     with rolled_back():
-        note = _as_if_not_paused(name)
-        first = leases.acquire(name)
+        note = _as_if_not_paused(job.name)
+        first = leases.acquire(job.name)
         try:
-            refused = [_refusal(name)]
+            refused = [_refusal(job)]
             if refused == [leases.KEY]:
                 first.drop_key()
-                refused.append(_refusal_by_row(name))
+                refused.append(_refusal_by_row(job))
         finally:
             first.drop_key()
     return refused, note
@@ -63,20 +63,20 @@ def _as_if_not_paused(name: str) -> str:
     return ", as it will be once it is resumed"
 
 
-def _refusal(name: str) -> str:
-    """Return which rung refused a second holder; raise UnprovenError where none did."""
+def _refusal(job: Job) -> str:
+    """Return which rung refused a second run; raise UnprovenError where none did."""
     try:
-        second = leases.acquire(name)
+        second = runner.begin(job)
     except leases.HeldError as held:
         return held.rung
-    second.drop_key()
+    second.lease.drop_key()
     raise UnprovenError("a second holder was let in while the first one held the lock")
 
 
-def _refusal_by_row(name: str) -> str:
+def _refusal_by_row(job: Job) -> str:
     """Return which rung refused once our Redis key is gone: the row."""
     for _ in range(TRIES):
-        rung = _refusal(name)
+        rung = _refusal(job)
         if rung == leases.ROW:
             break
         time.sleep(PAUSE_S)

@@ -8,7 +8,7 @@ from django.core.checks import CheckMessage, run_checks
 
 from recovery.selfcheck.findings import Finding, Severity, examination
 
-ELSEWHERE = "See the list of system checks in docs/runbook.md, or that of Django for {id}."
+ELSEWHERE = "The finding says what to set; see {id} in Django's list of system checks."
 
 
 @examination("configuration")

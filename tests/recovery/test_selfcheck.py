@@ -32,7 +32,7 @@ from recovery.selfcheck.answers import answers
 from recovery.selfcheck.findings import Finding, Severity
 from recovery.selfcheck.questions import QUESTIONS
 from tests.ledger.entries import refusing
-from tests.recovery.engine import NAME, client, in_thread, register, row, row_held
+from tests.recovery.engine import NAME, client, in_thread, in_threads, register, row, row_held
 from tests.recovery.test_probes import closed_port
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -171,12 +171,22 @@ def test_lock_that_lets_a_second_holder_in_is_a_no(rung, job, monkeypatch):
 
 
 def test_lock_that_is_not_taken_at_all_is_a_no(rung, job, monkeypatch):
+    @contextmanager
     def take(name):
-        return leases.Lease(name, "us:1:token", 1, db_now())
+        yield leases.Lease(name, "us:1:token", 1, db_now())
 
-    monkeypatch.setattr(leases, "acquire", take)
+    monkeypatch.setattr(leases, "taking", take)
     answer = ask("lock")
     assert (answer.ok, "second holder was let in" in answer.evidence) == (False, True)
+    assert not JobRun.objects.exists()
+
+
+def test_run_that_begins_without_the_lock_is_a_no(rung, job, monkeypatch):
+    def unlocked(job):
+        return runner.Run(job, leases.Lease(job.name, "us:1:token", 1, db_now()))
+
+    monkeypatch.setattr(runner, "begin", unlocked)
+    assert not ask("lock").ok
 
 
 def test_redis_key_that_refuses_nobody_is_a_warning_for_the_row_does(job, redis_up, monkeypatch):
@@ -223,7 +233,7 @@ def test_redis_that_is_down_is_degraded_and_no_no(job, settings, capsys):
     lock = document["jobs"][NAME]["lock"]
     assert lock["ok"]
     assert lock["evidence"].endswith("; Redis is down, so the row alone was asked")
-    assert "redis-down" in {it["id"] for it in document["findings"]}
+    assert "recovery.W010" in {it["id"] for it in document["findings"]}
 
 
 def test_worker_that_comes_while_the_row_is_asked_is_told_from_it(redis_up, job, monkeypatch):
@@ -246,6 +256,25 @@ def test_run_whose_wake_up_came_meanwhile_is_started(rung, job, monkeypatch):
     ask("lock")
     assert sent == [NAME]
     assert wakeups.pending(NAME), "only a run clears it"
+
+
+def test_workers_at_work_and_selfcheck_are_in_each_others_way_harmlessly(rung, job):
+    done = []
+
+    def work():
+        return [runner.run_job(NAME) for _ in range(30)]
+
+    def look():
+        done.extend(ask("lock") for _ in range(30))
+
+    outcomes, _nothing = in_threads(work, look)
+    assert [answer for answer in done if not answer.ok] == []
+    assert len(done) == 30
+    assert {(it.status, it.reason) for it in outcomes} <= {("ok", ""), ("skipped", "locked")}
+    ran = sum(it.status == "ok" for it in outcomes)
+    assert JobRun.objects.filter(job_id=NAME, status="ok").count() == JobRun.objects.count() == ran
+    assert row().fence == ran
+    assert row().lease_owner == ""
 
 
 def test_job_can_be_taken_at_once_after_it_was_asked(rung, job):

@@ -51,7 +51,7 @@ def test_sound_installation_has_nothing_that_is_wrong(rung, settings):
 def test_apps_register_examinations_of_their_own():
     assert set(findings._examinations) >= {
         "breaker", "clock", "configuration", "dead entries", "due entries", "leases", "migrations",
-        "pauses", "rungs", "runs", "schedules", "split orders", "tables", "workers",
+        "pauses", "Redis", "runs", "schedules", "split orders", "tables", "workers",
     }  # fmt: skip
 
 
@@ -190,11 +190,22 @@ def test_paused_job_is_a_note():
     assert f"manage.py jobs resume {OUTBOX}" in finding.remedy
 
 
-def test_redis_that_is_down_is_a_warning(settings):
-    settings.REDIS_URL = ""
-    assert list(engine.rungs()) == []
+def test_redis_that_takes_no_writes_is_told(redis_up):
+    assert list(engine.refused_writes()) == []
+    client().config_set("maxmemory", 1)
+    try:
+        finding = only(engine.refused_writes())
+    finally:
+        client().config_set("maxmemory", 0)
+    assert (finding.id, finding.severity) == ("redis-refuses-writes", Severity.WARNING)
+
+
+def test_redis_that_is_down_is_told_once(settings):
     settings.REDIS_URL = f"redis://127.0.0.1:{closed_port()}/0"
-    assert only(engine.rungs()).severity is Severity.WARNING
+    assert list(engine.refused_writes()) == []
+    assert "recovery.W010" in ids(system.configuration())
+    settings.REDIS_URL = ""
+    assert list(engine.refused_writes()) == []
 
 
 # Configuration
