@@ -6,10 +6,12 @@ import time
 from django.conf import settings
 
 from ledger import metrics, parking, poison
+from ledger.limits import policy_of
 from ledger.outbox import JOB
-from ledger.posting import Policy, post_due
+from ledger.posting import post_due
+from ledger.rows import ENTRY_DEAD
+from ledger.selfcheck import ENTRIES_DIE
 from recovery import garbage, registry, wakeups
-from recovery.backoff import delay_sec
 from recovery.pacing import next_size
 from recovery.registry import Batch, job
 from recovery.runner import Run
@@ -23,10 +25,16 @@ LONGEST_BATCH_S = 1.0
 """A batch that took longer is followed by one of half as many entries."""
 
 
-@job(JOB, period_setting="JOB_OUTBOX_PERIOD_SEC", lanes_setting="JOB_OUTBOX_DRAINS")
+@job(
+    JOB,
+    period_setting="JOB_OUTBOX_PERIOD_SEC",
+    lanes_setting="JOB_OUTBOX_DRAINS",
+    limit=ENTRIES_DIE,
+    audit_actions=(ENTRY_DEAD,),
+)
 def process_ledger_outbox(run: Run) -> Batch:
     """Post due outbox entries in batches."""
-    policy = policy_of(run)
+    policy = policy_of(run.actor, seal=run.renew_lease)
     limit = run.batch_size or settings.JOB_OUTBOX_BATCH_SIZE
     if run.deaths >= DEATHS_BEFORE_CARE and not run.counts:
         return poison.post_one_at_a_time(run, policy, limit=limit)
@@ -63,15 +71,3 @@ def _call_next_lane(run: Run) -> None:
     lane = registry.lane_behind(run.job)
     if lane:
         wakeups.wake(lane.name)
-
-
-def policy_of(run: Run) -> Policy:
-    """Return the limits of a run, read from the settings."""
-    return Policy(
-        max_attempts=settings.JOB_OUTBOX_MAX_ATTEMPTS,
-        delay_sec=delay_sec,
-        cap_s=settings.JOB_BACKOFF_CAP_SEC,
-        unknown_version_delay_s=settings.JOB_OUTBOX_UNKNOWN_VERSION_DELAY_SEC,
-        actor=run.actor,
-        seal=run.renew_lease,
-    )

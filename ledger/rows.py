@@ -31,6 +31,7 @@ ENTRY = OutboxEntry._meta.db_table
 ACCOUNT = Account._meta.db_table
 TRANSACTION = Transaction._meta.db_table
 POSTING = Posting._meta.db_table
+ENTRY_DEAD = "outbox-entry-dead"
 DIED = "the worker died while it worked this entry"
 CLAIM_COLUMNS = (
     # The time as text: the driver takes longer to read a column of times than all others.
@@ -400,7 +401,7 @@ def _by_case(name: str, charges: Iterable[Charge]) -> str:
 def _record_death(charge: Charge, actor: str) -> None:
     audit.record(
         actor=actor,
-        action="outbox-entry-dead",
+        action=ENTRY_DEAD,
         target_type="outbox-entry",
         target_id=str(charge.entry.id),
         before={"status": EntryStatus.PENDING, "attempts": charge.entry.attempts},

@@ -1,4 +1,4 @@
-"""The app's entry: finds every app's jobs, actions, gauges, retention rules and checks."""
+"""The app's entry: finds what every app registers: jobs, actions, gauges, rules, checks…."""
 
 from django.apps import AppConfig
 from django.conf import settings
@@ -13,10 +13,10 @@ class RecoveryConfig(AppConfig):
     verbose_name = _("Recovery")
 
     def ready(self) -> None:
-        """Import ``jobs``, ``actions``, ``metrics``, ``retention``, ``checks`` of every app."""
+        """Import what every app registers, from files of the same names in each."""
         from recovery import metrics, registry, sqlite, tallies  # noqa: F401
 
-        autodiscover_modules("jobs", "actions", "metrics", "retention", "checks")
+        autodiscover_modules("jobs", "actions", "metrics", "retention", "checks", "selfcheck")
         if settings.METRICS_ENABLED:
             metrics.announce({job.base for job in registry.all_jobs()})
         if place := tallies.directory():

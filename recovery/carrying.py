@@ -111,6 +111,8 @@ class Carrier:
     seal: Callable[[], None] = lambda: None
     """Called as the last statement of each transaction: renews a job's lease, or raises."""
     run_id: UUID | None = None
+    recorder: str = f"system:{plans.JOB}"
+    """Who halts and finishes plans in audit records: nobody asks for it, it follows."""
     counts: Counter[str] = field(default_factory=Counter)
     _ahead: deque[PlanItem] = field(default_factory=deque)
     _next_at: float = 0.0
@@ -392,7 +394,7 @@ class Carrier:
     def _record(self, action: str, status: str, evidence: Mapping[str, Any]) -> None:
         counts = PlanItem.objects.filter(plan=self.plan).counts()
         audit.record(
-            actor=f"system:{plans.JOB}",  # nobody asked for it: it follows from the plan
+            actor=self.recorder,
             action=action,
             target_type=plans.TARGET,
             target_id=str(self.plan.pk),

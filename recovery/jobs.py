@@ -12,6 +12,7 @@ from recovery.clock import db_now
 from recovery.models import Plan
 from recovery.registry import Batch, job
 from recovery.runner import Run
+from recovery.selfcheck.halting import PLANS_HALT
 
 
 @job("metricsCollect", period_setting="JOB_METRICS_PERIOD_SEC")
@@ -45,7 +46,12 @@ WATCH_S = 1.0
 WATCH_EVERY_S = 0.05
 
 
-@job(plans.JOB, period_setting="JOB_PLANS_PERIOD_SEC")
+@job(
+    plans.JOB,
+    period_setting="JOB_PLANS_PERIOD_SEC",
+    limit=PLANS_HALT,
+    audit_actions=(plans.HALTED, plans.FINISHED),
+)
 def run_recovery_plans(run: Run) -> Batch:
     """Carry operators' plans on, each for a while."""
     counts: Counter[str] = Counter()

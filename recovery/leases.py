@@ -32,6 +32,8 @@ return 0
 HOST = socket.gethostname()
 FAMILY = secrets.token_hex(4)
 """Ends the tokens of this process and of those forked from it."""
+KEY, ROW = "key", "row"
+"""The rungs that may refuse: the Redis key, the job's row."""
 PATIENCE_S = (0.02, 0.05, 0.1, 0.1)
 """Pauses between tries for the row: a renewal or a wake-up holds it for milliseconds."""
 
@@ -47,9 +49,10 @@ class PausedError(LeaseError):
 class HeldError(LeaseError):
     """Somebody else holds the job's lock."""
 
-    def __init__(self, owner: str = "") -> None:
-        """Name the holder where it is known."""
+    def __init__(self, owner: str = "", *, rung: str = ROW) -> None:
+        """Name the holder where it is known; keep which rung refused."""
         super().__init__(f"held by {owner}" if owner else "held by another run")
+        self.rung = rung
 
 
 class LeaseLostError(LeaseError):
@@ -166,7 +169,7 @@ def _take_key(name: str, token: str) -> None:
         return
     held_by = holder.decode(errors="replace") if isinstance(holder, bytes) else ""
     if not _was_given_up(name, held_by):
-        raise HeldError(_owner(held_by))
+        raise HeldError(_owner(held_by), rung=KEY)
 
 
 def _was_given_up(name: str, token: str) -> bool:

@@ -105,7 +105,7 @@ def readyz(request: HttpRequest) -> HttpResponse:
         with probe_connection() as probe:
             reasons += _judge_migrations(missing_migrations(probe), facts)
             if not reasons:
-                facts["jobs"] = _jobs(states.heartbeat_ages(probe))
+                facts["jobs"] = job_facts(states.heartbeat_ages(probe))
     except (DatabaseError, InterfaceError) as error:
         facts |= {"database": DOWN, "migrations": "unknown"}
         reasons.append(f"the database does not answer: {error}")
@@ -132,7 +132,7 @@ def _redis() -> str:
     return OK
 
 
-def _jobs(ages: dict[str, tuple[float, bool]]) -> dict[str, dict[str, Any]]:
+def job_facts(ages: dict[str, tuple[float, bool]]) -> dict[str, dict[str, Any]]:
     """Return the state of each registered job; one without a row was never set up."""
     found = {}
     for job in registry.all_jobs():
@@ -149,10 +149,11 @@ def _jobs(ages: dict[str, tuple[float, bool]]) -> dict[str, dict[str, Any]]:
 
 
 def _late(jobs: dict[str, dict[str, Any]]) -> list[str]:
-    return [_late_text(name, facts) for name, facts in jobs.items() if facts["late"]]
+    return [late_text(name, facts) for name, facts in jobs.items() if facts["late"]]
 
 
-def _late_text(name: str, facts: dict[str, Any]) -> str:
+def late_text(name: str, facts: dict[str, Any]) -> str:
+    """Return why the job is late."""
     age_s = facts["heartbeat_age_s"]
     if age_s is None:
         return f"job {name} was never set up: is a qcluster running?"

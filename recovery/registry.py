@@ -1,12 +1,13 @@
 """The only list of what runs: jobs, found by autodiscovery in ``<app>/jobs.py``."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from django.conf import settings
 
 if TYPE_CHECKING:
+    from recovery.rehearsing import Rehearsal
     from recovery.runner import Run
 
 
@@ -16,6 +17,19 @@ class Batch:
 
     counts: Mapping[str, int] = field(default_factory=dict)
     more: bool = False
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What ends a job's tries, and how ``selfcheck`` sees that it does."""
+
+    setting: str
+    """The setting that holds it."""
+    proof: Callable[["Rehearsal"], str]
+    """Drives rows of its own to the limit through the code that works all others, and returns
+    what it saw there; raises UnprovenError. What it writes is rolled back."""
+    least: float = 1
+    """The lowest value that limits anything."""
 
 
 LANE_MARK = ":"
@@ -35,6 +49,10 @@ class Job:
     summary: str
     lanes_setting: str = ""
     """The setting that holds how many lanes there are; empty: one."""
+    limit: Limit | None = None
+    """What ends its tries; None: the time budget alone, which ends every run."""
+    audit_actions: tuple[str, ...] = ()
+    """What it is audited as. Where there is a ``limit``, its proof leads to each of them."""
 
     @property
     def period_s(self) -> int:
@@ -76,12 +94,19 @@ _jobs: dict[str, Job] = {}
 
 
 def job(
-    name: str, *, period_setting: str, lanes_setting: str = ""
+    name: str,
+    *,
+    period_setting: str,
+    lanes_setting: str = "",
+    limit: Limit | None = None,
+    audit_actions: Iterable[str] = (),
 ) -> Callable[[Callable[["Run"], Batch]], Callable[["Run"], Batch]]:
     """Register the decorated function as one batch of job ``name``.
 
     ``period_setting`` names the setting with the seconds between two ticks, ``lanes_setting`` the
-    one with how many runs may be at work at once, where more than one may.
+    one with how many runs may be at work at once, where more than one may. ``limit`` and
+    ``audit_actions`` are what ``selfcheck`` holds the job to; without them it is held to its time
+    budget, and to the record of its runs.
     The function is called again while its batch says ``more``, until the run is over.
     """
 
@@ -90,7 +115,9 @@ def job(
         if known and _place(known.work) != _place(work):  # the same place: a module reloaded
             raise DuplicateJobError(f"two jobs are named {name!r}")
         summary = (work.__doc__ or "").strip().partition("\n")[0]
-        _jobs[name] = Job(name, work, period_setting, summary, lanes_setting)
+        _jobs[name] = Job(
+            name, work, period_setting, summary, lanes_setting, limit, tuple(audit_actions)
+        )
         return work
 
     return register

@@ -119,7 +119,7 @@ def run_job(name: str) -> Outcome:
     job = registry.get(name)
     close_old_connections()
     try:
-        run = with_retries(lambda: _begin(job))
+        run = with_retries(lambda: begin(job))
     except leases.PausedError as error:
         return _skipped(job, "paused", str(error))
     except leases.HeldError as error:
@@ -154,7 +154,7 @@ def _guarded(run: Run) -> Outcome:
         run.beat(RunStatus.RUNNING, first=True)
         faultpoint("lease.acquired")
         leftovers.settle()
-        more = _work(run)
+        more = work_until_over(run)
     except leases.LeaseLostError as lost:
         status, error = RunStatus.FAILED, str(lost)
         logger.warning("lease_lost", extra={"fence": run.lease.fence})
@@ -189,7 +189,8 @@ def _log_failure(run: Run, failure: BaseException) -> None:
     )
 
 
-def _begin(job: registry.Job) -> Run:
+def begin(job: registry.Job) -> Run:
+    """Take the lock of ``job`` for a run, and write that it begins; raise as ``leases.taking``."""
     with leases.taking(job.name) as lease:
         return _open(job, lease)
 
@@ -218,7 +219,7 @@ def _in_a_row(endings: Iterable[str], statuses: Set[str]) -> int:
     return sum(1 for _ in takewhile(statuses.__contains__, endings))
 
 
-def _work(run: Run) -> bool:
+def work_until_over(run: Run) -> bool:
     """Work batches until nothing is due or the run is over; tell whether work is left."""
     while True:
         wakeups.clear(run.job.name)

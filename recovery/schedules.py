@@ -87,7 +87,8 @@ def _lanes_elsewhere() -> list[str]:
     return [name for name in names if registry.has(registry.base_of(name))]
 
 
-def _wanted(job: registry.Job) -> dict[str, Any]:
+def wanted(job: registry.Job) -> dict[str, Any]:
+    """Return what the schedule of ``job`` holds, but for its next tick."""
     return {
         "func": TASK,
         "args": repr((job.name,)),
@@ -101,8 +102,8 @@ def _wanted(job: registry.Job) -> dict[str, Any]:
 
 
 def _in_step(job: registry.Job) -> bool:
-    rows = list(Schedule.objects.filter(name=job.name).values("next_run", *_wanted(job)))
-    return len(rows) == 1 and rows[0].pop("next_run") is not None and rows[0] == _wanted(job)
+    rows = list(Schedule.objects.filter(name=job.name).values("next_run", *wanted(job)))
+    return len(rows) == 1 and rows[0].pop("next_run") is not None and rows[0] == wanted(job)
 
 
 def _mend_one(job: registry.Job) -> None:
@@ -113,7 +114,7 @@ def _mend_one(job: registry.Job) -> None:
         row = rows[0] if rows else Schedule(name=job.name, cron="")
         if row.cron != cron_of(job.period_s) or row.next_run is None:
             row.next_run = next_slot(cron_of(job.period_s), db_now())
-        for field, value in _wanted(job).items():
+        for field, value in wanted(job).items():
             setattr(row, field, value)
         if rows:
             row.save()

@@ -107,8 +107,7 @@ def finalize(
         return None
     if attempt.attempt > 1:
         metrics.finalize_retried()
-    with structlog.contextvars.bound_contextvars(**_facts(attempt)):
-        return _pursue(attempt)
+    return pursue(attempt)
 
 
 def claim(
@@ -156,8 +155,13 @@ def _unclaim(order_id: int, owner: str) -> None:
         )
 
 
+def pursue(attempt: Attempt) -> Outcome:
+    """Take the steps of a claimed order and finish; turn what goes wrong into an outcome."""
+    with structlog.contextvars.bound_contextvars(**_facts(attempt)):
+        return _pursue(attempt)
+
+
 def _pursue(attempt: Attempt) -> Outcome:
-    """Take the steps and finish; turn what goes wrong into an outcome."""
     try:
         _take_steps(attempt)
         _finish(attempt)

@@ -10,11 +10,12 @@ from django.db import transaction
 from recovery.pacing import next_size
 from recovery.registry import Batch, job
 from recovery.runner import Run
-from splits import convoy, stuck
+from splits import audit, convoy, stuck
 from splits.audit import Author
 from splits.convoy import Journey
 from splits.finalize import Ending, finalize
 from splits.models import SplitOrder
+from splits.selfcheck import ORDERS_ARE_QUARANTINED, ORDERS_FAIL
 
 ALONE = 20
 """So many orders are tried alone, step by step, in one batch."""
@@ -26,7 +27,12 @@ LONGEST_CONVOY_S = 1.0
 HELD_NAMED = 5
 
 
-@job("finalizeRetryWorker", period_setting="JOB_FINALIZE_PERIOD_SEC")
+@job(
+    "finalizeRetryWorker",
+    period_setting="JOB_FINALIZE_PERIOD_SEC",
+    limit=ORDERS_FAIL,
+    audit_actions=(audit.FAILED, audit.RETRY_LIMIT),
+)
 def finalize_retry_worker(run: Run) -> Batch:
     """Finalize split orders that are due, each from its first step not done."""
     return finalize_batch(Author(run.actor, run_id=run.run_id), run)
@@ -75,7 +81,12 @@ def _to_try_alone(journey: Journey, *, together: bool) -> list[int]:
     return ours + [pk for pk in journey.left if pk not in ours]
 
 
-@job("recoverFinalizeStuck", period_setting="JOB_STUCK_PERIOD_SEC")
+@job(
+    "recoverFinalizeStuck",
+    period_setting="JOB_STUCK_PERIOD_SEC",
+    limit=ORDERS_ARE_QUARANTINED,
+    audit_actions=(audit.RECOVERED, audit.QUARANTINED),
+)
 def recover_finalize_stuck(run: Run) -> Batch:
     """Reset finalizations that hang; report those that a live transaction holds."""
     request = stuck.Request(

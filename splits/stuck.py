@@ -98,7 +98,7 @@ def recover(found: Found, request: Request) -> Recovery:
     """
     with structlog.contextvars.bound_contextvars(**found.facts()):
         try:
-            recovery = with_retries(lambda: _recover(found, request))
+            recovery = with_retries(lambda: recover_uncounted(found, request))
         except OperationalError as error:
             if not is_row_locked(error):
                 raise
@@ -138,7 +138,8 @@ def _noted(note: Callable[[], bool]) -> bool:
         return False
 
 
-def _recover(found: Found, request: Request) -> Recovery:
+def recover_uncounted(found: Found, request: Request) -> Recovery:
+    """Reset one order, if nobody holds its row and it is still stuck; neither count nor log it."""
     with transaction.atomic():
         order = _proven_free(found.order_id)
         if order is None:

@@ -32,6 +32,7 @@ from recovery.admin.tables import (
     unbroken,
 )
 from recovery.models import Job, RunStatus
+from recovery.selfcheck import trails
 from recovery.wakeups import TASK
 
 SHOWN_ERROR = 120
@@ -40,7 +41,7 @@ LATE_PERIODS = 3
 audited.register(
     "job",
     lambda name: Job.objects.filter(pk=name).first(),
-    actions=("job-paused", "job-resumed"),
+    actions=("job-paused", "job-resumed", trails.PROBED),
 )
 audited.register(
     restoring.TARGET,
