@@ -1,0 +1,67 @@
+"""Outbox entries that the ledger refuses: made for a drill, hurried to their end, discarded."""
+
+from decimal import Decimal
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import QuerySet
+
+from ledger import outbox, parking
+from ledger.models import EntryStatus, OutboxEntry
+from recovery import audit
+from recovery.wakeups import wake_on_commit
+from splits.audit import Author
+from splits.drills.goods import UNIT, entries_of
+from splits.drills.names import SKU
+from splits.imports import RECEIPTS
+
+EVENT = "drill-poison"
+
+
+def publish_poison(code: str, aggregate: str) -> OutboxEntry:
+    """Publish an entry that takes out more than it puts in; needs a transaction."""
+    return outbox.publish(
+        event_key=f"drill:{code}:poison",
+        event_type=EVENT,
+        aggregate=aggregate,
+        lines=[
+            outbox.Line(f"stock:{SKU}", Decimal(1), UNIT),
+            outbox.Line(RECEIPTS, Decimal(-2), UNIT),
+        ],
+    )
+
+
+def poison_of(code: str) -> QuerySet[OutboxEntry]:
+    """Return the poison of drill ``code``."""
+    return entries_of(code).filter(event_type=EVENT)
+
+
+def hurry(entry: OutboxEntry) -> bool:
+    """Let a refused entry make its last attempt now; False: it is due, or was never tried."""
+    last = settings.JOB_OUTBOX_MAX_ATTEMPTS - 1
+    with transaction.atomic():
+        hurried = OutboxEntry.objects.filter(pk=entry.pk).fast_forward(last)
+        if hurried:
+            wake_on_commit(outbox.JOB)
+    return hurried
+
+
+def discard(entry: OutboxEntry, author: Author) -> bool:
+    """Discard a dead entry, on the record; those behind it come back. False: it is not dead."""
+    dead = OutboxEntry.objects.dead().filter(pk=entry.pk)
+    with transaction.atomic():
+        if not dead.update(status=EntryStatus.DISCARDED):
+            return False
+        audit.record(
+            actor=author.actor,
+            action="outbox-entry-discarded",
+            target_type="outbox-entry",
+            target_id=str(entry.pk),
+            reason=author.reason,
+            before={"status": EntryStatus.DEAD},
+            after={"status": EntryStatus.DISCARDED},
+            evidence={"event_key": entry.event_key},
+        )
+        wake_on_commit(outbox.JOB)
+    parking.release({entry.aggregate})
+    return True
