@@ -9,13 +9,14 @@ from django.db import connection, transaction
 from ledger.outbox import LedgerError
 from recovery import audit
 from recovery.leases import HOST
+from recovery.tallies import TalliesBusyError
 from splits.drills import cleaning
 from splits.drills.exercise import DrillFailedError, Exercise
 from splits.drills.registry import Case
 from splits.errors import SplitError
 from splits.processes import ChildDiedError
 
-EXPECTED_ERRORS = (SplitError, LedgerError, ChildDiedError)
+EXPECTED_ERRORS = (SplitError, LedgerError, ChildDiedError, TalliesBusyError)
 
 
 @dataclass
