@@ -289,6 +289,44 @@ def test_of_a_drills_order_only_its_own_endpoint_is_told(settings, number, addre
     assert notify.is_wanted(number) is wanted
 
 
+# Hurrying
+
+
+@pytest.mark.parametrize(
+    ("status", "attempts", "due_in_s", "hurried"),
+    [
+        ("pending", 0, 60, False),  # parked: never refused
+        ("pending", 1, 60, True),
+        ("pending", 1, -1, False),  # due anyway
+        ("pending", 9, 60, True),
+        ("pending", 10, 60, False),
+        ("dead", 10, 60, False),
+        ("discarded", 1, 60, False),
+        ("posted", 1, 60, False),
+    ],
+)
+def test_refused_entry_that_waits_is_hurried_to_its_last_attempt(
+    status, attempts, due_in_s, hurried
+):
+    entry = fresh_poison(exercise().code)
+    this = OutboxEntry.objects.filter(pk=entry.pk)
+    due_at = db_now() + timedelta(seconds=due_in_s)
+    this.update(status=status, attempts=attempts, next_attempt_at=due_at)
+    assert poison.hurry(entry) is hurried
+    assert this.get().attempts == (9 if hurried else attempts)
+    assert this.due().exists() is (hurried or (status == "pending" and due_in_s < 0))
+
+
+def test_only_a_dead_entry_is_discarded_and_once():
+    entry = refused_poison(exercise().code)
+    assert not poison.discard(entry, AUTHOR)
+    assert poison.hurry(entry)
+    run_job("processLedgerOutbox")
+    assert poison.discard(entry, AUTHOR)
+    assert not poison.discard(entry, AUTHOR)
+    assert AuditRecord.objects.filter(action="outbox-entry-discarded").count() == 1
+
+
 # Names and settings
 
 
