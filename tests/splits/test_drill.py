@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.core.management import CommandError, call_command
 
 from ledger.models import Account, EntryStatus, OutboxEntry
@@ -14,6 +17,7 @@ from splits.drills import registry
 from splits.drills.exercise import is_worked
 from splits.models import Breaker, Lot, OrderStatus, SplitOrder
 from tests.factories import SplitOrderFactory, hang
+from tests.processes import environment
 from tests.splits.drills import assert_nothing_is_left, drill
 from tests.splits.state import contents
 
@@ -273,7 +277,7 @@ def stopped(manage, eventually, name, fault):
     return started
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
@@ -293,6 +297,19 @@ def test_interrupted_drill_cleans_up(manage, eventually, name, fault, signum):
     assert document["timeline"][-1]["ok"]
     assert_on_record(document["code"], name, ok=False)
     assert_nothing_is_left(document["code"])
+
+
+def test_drill_whose_reader_is_gone_cleans_up(transactional_db):
+    command = [sys.executable, "manage.py", "drill", "poison"]
+    env = environment() | {"REDIS_URL": ""}
+    with subprocess.Popen(
+        command, cwd=settings.BASE_DIR, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout.readline().startswith(b"drill poison")
+        process.stdout.close()
+        assert process.wait(60) == 0
+    assert AuditRecord.objects.get(action="drill-finished").evidence["ok"]
+    assert_nothing_is_left()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """``drill``: break something on purpose in a disposable order, and prove that it heals."""
 
 import math
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,6 +23,7 @@ from splits.drills.registry import Case
 
 TIMEOUT_S = 120.0
 LONGEST_S = 3_600
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = "interrupted; `manage.py drill --clean` cleans up what is left"
 
 
@@ -132,9 +135,12 @@ class Command(OperatorCommand):
         return cleaned
 
     def say(self, text: str) -> None:
-        """Print a line for people at once."""
-        super().say(text)
-        self.stdout.flush()
+        """Print a line for people at once; where nobody reads any more, go on without."""
+        try:
+            super().say(text)
+            self.stdout.flush()
+        except OSError:  # the reader of a pipe, or the terminal, is gone: clean up all the same
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _names() -> str:
@@ -176,14 +182,14 @@ def _document(exercise: Exercise, ending: Ending) -> dict[str, Any]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the drill, once: cleaning up is not interrupted."""
+    """Let Ctrl-C, SIGTERM and a lost terminal end the drill: cleaning up is not interrupted."""
 
     def interrupt(_signum: int, _frame: FrameType | None) -> NoReturn:
         for signum in before:
             signal.signal(signum, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {it: signal.signal(it, interrupt) for it in (signal.SIGINT, signal.SIGTERM)}
+    before = {it: signal.signal(it, interrupt) for it in ENDS}
     try:
         yield
     except KeyboardInterrupt:
