@@ -113,6 +113,15 @@ class OutboxQuerySet(models.QuerySet["OutboxEntry"]):
             .update(attempts=F("attempts") - 1, last_error_code="", last_error="", **time)
         )
 
+    def fast_forward(self, attempts: int) -> bool:
+        """Let a refused entry that waits have ``attempts`` behind it and be due; False: it is due.
+
+        For drills, which cannot wait for the backoff of all attempts.
+        """
+        refused = self.pending().filter(attempts__gt=0, attempts__lte=attempts)
+        waiting = refused.filter(next_attempt_at__gt=Now())
+        return bool(waiting.update(attempts=attempts, next_attempt_at=Now()))
+
     def park(self, ids: Sequence[int], until: datetime) -> int:
         """Let entries that would be due earlier wait until ``until``; attempts stay as they are.
 

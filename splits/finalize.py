@@ -212,7 +212,7 @@ def _commit_step(attempt: Attempt, step: StepName) -> None:
 
 def _tell_outside(attempt: Attempt) -> None:
     """Call the completion endpoint, where there is one, outside any transaction."""
-    if settings.SPLIT_COMPLETION_WEBHOOK:
+    if notify.is_wanted(attempt.number):
         notify.tell(with_retries(partial(_note_progress, attempt)))
 
 

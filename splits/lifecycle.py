@@ -95,18 +95,20 @@ def locked_order(order_id: int) -> SplitOrder:
     return order
 
 
-def submit(order_id: int) -> bool:
+def submit(order_id: int, *, due: bool = True) -> bool:
     """Make a draft ready and due, and wake the finalizer; False: it is ready already.
 
-    Raises UnknownOrderError, WrongStatusError.
+    Without ``due`` no worker takes it: it waits for somebody to start it. Raises
+    UnknownOrderError, WrongStatusError.
     """
     with transaction.atomic():
         order = locked_order(order_id)
         if order.status == OrderStatus.READY:
             return False
         _require(order, OrderStatus.DRAFT, "only a draft can be submitted")
-        SplitOrder.objects.filter(pk=order_id).submit()
-        wake_on_commit(FINALIZE_JOB)
+        SplitOrder.objects.filter(pk=order_id).submit(due=due)
+        if due:
+            wake_on_commit(FINALIZE_JOB)
     return True
 
 
@@ -129,18 +131,19 @@ def _move(order_id: int, move: _Move, author: Author) -> bool:
     return True
 
 
-def retry(order_id: int, *, author: Author) -> bool:
+def retry(order_id: int, *, author: Author, due: bool = True) -> bool:
     """Give a failed order fresh attempts, due at once; False: it is ready already.
 
-    Raises UnknownOrderError, WrongStatusError.
+    Without ``due`` it waits for somebody to start it. Raises UnknownOrderError, WrongStatusError.
     """
-    return _move(order_id, _Move(OrderStatus.READY, audit.RETRIED, _retry), author)
 
+    def apply(order: SplitOrder) -> None:
+        _require(order, OrderStatus.FAILED, "only a failed order can be retried")
+        SplitOrder.objects.filter(pk=order.pk).retry(due=due)
+        if due:
+            wake_on_commit(FINALIZE_JOB)
 
-def _retry(order: SplitOrder) -> None:
-    _require(order, OrderStatus.FAILED, "only a failed order can be retried")
-    SplitOrder.objects.filter(pk=order.pk).retry()
-    wake_on_commit(FINALIZE_JOB)
+    return _move(order_id, _Move(OrderStatus.READY, audit.RETRIED, apply), author)
 
 
 def release(order_id: int, *, author: Author, due: bool = True) -> bool:

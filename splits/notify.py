@@ -17,6 +17,7 @@ from ledger.outbox import canonical, quantity_text
 from recovery.clock import db_now
 from recovery.errors import with_retries
 from recovery.fields import KEY_MAX_LENGTH
+from splits.drills.names import is_drill
 from splits.errors import EndpointDownError, EndpointFailedError, EndpointRefusedError
 from splits.models import Breaker, SplitOrder
 from splits.steps import child_code
@@ -51,6 +52,16 @@ def message(order: SplitOrder) -> Message:
     ]
     content = {"order_number": order.number, "event_key": order.event_key, "outputs": outputs}
     return Message(order.event_key, canonical(content).encode())
+
+
+def is_wanted(number: str) -> bool:
+    """Tell whether the endpoint is to be told of order ``number``.
+
+    The outside never hears of a drill's order: only the drill's own endpoint does, whose address
+    ends with the number.
+    """
+    address = settings.SPLIT_COMPLETION_WEBHOOK
+    return bool(address) and (not is_drill(number) or address.endswith(f"/{number}"))
 
 
 def tell(order: SplitOrder) -> None:

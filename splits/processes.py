@@ -62,9 +62,10 @@ class Children:
         """Stop them all."""
         self.stop()
 
-    def start(self, name: str, command: Sequence[str], *, log: Path) -> None:
+    def start(self, name: str, command: Sequence[str], *, log: Path) -> Child:
         """Start ``command`` with its output appended to ``log``."""
         self._all.append(self._started(name, command, log=log))
+        return self._all[-1]
 
     def run(
         self, name: str, command: Sequence[str], *, log: Path, environ: Mapping[str, str]

@@ -5,7 +5,7 @@ import socketserver
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from splits.demo.environment import HOST
 
@@ -16,11 +16,20 @@ class EndpointTakenError(Exception):
     """Somebody else listens on the endpoint's port."""
 
 
+class Post(NamedTuple):
+    """What was said of one order."""
+
+    number: str
+    key: str
+    """The Idempotency-Key."""
+    body: bytes
+
+
 class Endpoint:
     """Answers 200 to every POST in threads of this process, while it is up."""
 
-    def __init__(self, port: int, *, on_post: Callable[[str], object]) -> None:
-        """Take ``port``, not listening yet; ``on_post`` gets the order's number.
+    def __init__(self, port: int, *, on_post: Callable[[Post], object]) -> None:
+        """Take ``port`` (0: any that is free), not listening yet; answers after ``on_post``.
 
         Raises EndpointTakenError.
         """
@@ -28,6 +37,7 @@ class Endpoint:
         self._on_post = on_post
         self._thread: threading.Thread | None = None
         self._server = self._reserved()
+        self.port = int(self._server.server_port)
 
     def __enter__(self) -> Self:
         """Come up."""
@@ -81,11 +91,13 @@ class _Server(ThreadingHTTPServer):
         """Say nothing: a client that hung up tries again."""
 
 
-def _handler(on_post: Callable[[str], object]) -> type[BaseHTTPRequestHandler]:
+def _handler(on_post: Callable[[Post], object]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            on_post(json.loads(body)["order_number"])  # before anything can follow from the answer
+            key = self.headers.get("Idempotency-Key", "")
+            # Before anything can follow from the answer.
+            on_post(Post(json.loads(body)["order_number"], key, body))
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()

@@ -180,19 +180,21 @@ class SplitOrderQuerySet(models.QuerySet["SplitOrder"]):
         """Raise the epochs to ``epoch`` at least: every finalizer of before commits nothing."""
         return self.update(finalize_epoch=Greatest(F("finalize_epoch") + 1, epoch))
 
-    def submit(self) -> bool:
-        """Make drafts ready and due; False: not a draft."""
+    def submit(self, *, due: bool = True) -> bool:
+        """Make drafts ready and, with ``due``, due; False: not a draft."""
         return bool(
             self.filter(status=OrderStatus.DRAFT).update(
-                status=OrderStatus.READY, next_finalize_at=Now()
+                status=OrderStatus.READY, next_finalize_at=Now() if due else None
             )
         )
 
-    def retry(self) -> bool:
+    def retry(self, *, due: bool = True) -> bool:
         """Give failed orders fresh attempts; False: not failed."""
         return bool(
             self.filter(status=OrderStatus.FAILED).update(
-                status=OrderStatus.READY, next_finalize_at=Now(), finalize_attempts=0
+                status=OrderStatus.READY,
+                next_finalize_at=Now() if due else None,
+                finalize_attempts=0,
             )
         )
 

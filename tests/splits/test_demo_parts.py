@@ -52,9 +52,18 @@ def test_endpoint_answers_refuses_and_answers_again(port):
             tell(port, "A-2")
         endpoint.come_up()
         assert tell(port, "A-3") == 200
-    assert list(posts) == ["A-1", "A-3"]
+    assert [post.number for post in posts] == ["A-1", "A-3"]
     with pytest.raises(urllib.error.URLError, match="Connection refused"):
         tell(port)
+
+
+def test_endpoint_takes_a_free_port_and_hands_over_what_it_was_told():
+    posts = []
+    with Endpoint(0, on_post=posts.append) as endpoint:
+        assert endpoint.port > 0
+        assert tell(endpoint.port, "A-1") == 200
+    (post,) = posts
+    assert (post.number, post.key, json.loads(post.body)) == ("A-1", "", {"order_number": "A-1"})
 
 
 def test_endpoint_keeps_its_port_while_it_is_down(port):

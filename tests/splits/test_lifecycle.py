@@ -109,6 +109,28 @@ def test_draft_is_submitted_once_and_wakes_the_finalizer(woken, django_capture_o
     assert SplitOrder.objects.due().get() == order
 
 
+def test_order_submitted_not_due_wakes_nobody_and_waits_to_be_started(
+    woken, django_capture_on_commit_callbacks
+):
+    order = SplitOrderFactory(at=OrderStatus.DRAFT)
+    with django_capture_on_commit_callbacks(execute=True):
+        assert lifecycle.submit(order.pk, due=False)
+    order.refresh_from_db()
+    assert (order.status, order.next_finalize_at, woken) == (OrderStatus.READY, None, [])
+    assert finalize(order.pk, author=AUTHOR) is None
+    assert finalize(order.pk, author=AUTHOR, now=True).ending is Ending.FINALIZED
+
+
+def test_order_retried_not_due_wakes_nobody(woken, django_capture_on_commit_callbacks):
+    order = SplitOrderFactory(at=OrderStatus.FAILED)
+    woken.clear()
+    with django_capture_on_commit_callbacks(execute=True):
+        assert lifecycle.retry(order.pk, author=AUTHOR, due=False)
+    order.refresh_from_db()
+    assert (order.status, order.next_finalize_at, woken) == (OrderStatus.READY, None, [])
+    assert order.finalize_attempts == 0
+
+
 @pytest.mark.parametrize("at", [OrderStatus.FINALIZED, OrderStatus.FAILED, OrderStatus.CANCELLED])
 def test_only_drafts_are_submitted(at):
     order = SplitOrderFactory(at=at)

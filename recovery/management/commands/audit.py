@@ -20,7 +20,7 @@ from recovery.spool import Spool
 AGE = re.compile(r"(\d+)([smhdw])")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 SHOWN = 50
-COLUMNS = "{:<20}  {:<26}  {:<36}  {:<34}  {}"
+COLUMNS = "{:<19}  {:<26}  {:<36}  {:<42}  {}"
 
 
 class Command(OperatorCommand):

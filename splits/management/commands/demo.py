@@ -184,7 +184,7 @@ class Command(OperatorCommand):
     def open_endpoint(self) -> Endpoint:
         """Return the completion endpoint; raise CommandError where its port is taken."""
         try:
-            return Endpoint(self.endpoint_port, on_post=self.posts.append)
+            return Endpoint(self.endpoint_port, on_post=lambda post: self.posts.append(post.number))
         except EndpointTakenError as error:
             text = _(
                 "port %(port)s on %(host)s, for the demo's completion endpoint, is in use; choose"

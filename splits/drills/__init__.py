@@ -1,0 +1,1 @@
+"""Drills: break something on purpose in a disposable order, and prove that it heals."""
