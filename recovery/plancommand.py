@@ -87,13 +87,14 @@ def add_pace(parser: Any) -> None:
     parser.add_argument("--detach", action="store_true", help="leave it to the workers")
 
 
-def pace_of(options: Mapping[str, Any]) -> Pace:
-    """Return the pace that the options ask for."""
+def pace_of(options: Mapping[str, Any], *, halt_share: float | None = None) -> Pace:
+    """Return the pace that the options ask for; ``halt_share``: where they say nothing of it."""
+    fallback = settings.JOB_PLAN_HALT_SHARE if halt_share is None else halt_share
     given = options["halt_share"]
     return Pace(
         options["rate"] or settings.JOB_PLAN_RATE_PER_SEC,
         CANARY if options["canary"] else (),
-        settings.JOB_PLAN_HALT_SHARE if given is None else given,
+        fallback if given is None else given,
     )
 
 

@@ -22,7 +22,7 @@ from recovery.clock import db_now
 from splits import audit, lifecycle, stuck
 from splits.audit import Author
 from splits.errors import SplitError
-from splits.holders import find_holder
+from splits.holders import Holder, find_holder
 from splits.lifecycle import FINALIZE_JOB
 from splits.models import FinalizeStep, OrderStatus, SplitOrder, StepName
 from splits.stuck import Found, Recovery, Result
@@ -286,3 +286,6 @@ class Recover(Starting, OrderAction):
         seen = order.finalize_epoch - (0 if ended == Result.HELD else 1)
         found = Found(order.pk, order.number, seen, order.finalize_attempts)
         stuck.note(found, Recovery(order.number, Result(ended)))
+        if ended == Result.HELD:
+            known = result["holder"] or {"hint": "The holders change."}
+            stuck.note_holder(found, Holder(**known))

@@ -120,6 +120,16 @@ def name_holder(found: Found, request: Request) -> Recovery:
     return Recovery(found.number, Result.HELD, holder)
 
 
+def holder_now(order_id: int) -> Holder | None:
+    """Return who holds the order's row, without a trace; None: nobody, as far as is to be seen."""
+    if connection.vendor != "mysql":
+        return None  # who holds SQLite's one lock lets nobody ask
+    with transaction.atomic():
+        if _proven_free(order_id):
+            return None
+    return find_holder(order_id)
+
+
 def note_holder(found: Found, holder: Holder) -> None:
     """Keep and log who holds the order, for the record of its reset."""
     logger.warning("split_order_held", extra={**found.facts(), "holder": holder.as_dict()})
@@ -277,16 +287,3 @@ def note(found: Found, recovery: Recovery) -> None:
         logger.error("split_order_quarantined", extra={**facts, "code": "quarantined"})
     else:
         logger.warning("split_order_recovered", extra=facts)
-
-
-def recover_all(found: Iterable[Found], request: Request) -> Iterator[Recovery]:
-    """Yield what becomes of each order: first all that can be reset, then the held with holders."""
-    held = []
-    for order in found:
-        recovery = recover(order, request)
-        if recovery.result is Result.HELD:
-            held.append(order)
-        else:
-            yield recovery
-    for order in held:
-        yield name_holder(order, request)

@@ -21,6 +21,7 @@ from splits.stuck import Request, Result
 from tests import admin
 from tests.factories import AUTHOR, SplitOrderFactory, hang
 from tests.recovery.engine import in_threads
+from tests.splits.recovering import recover_all
 from tests.splits.state import assert_finalized_once
 from tests.waiting import eventually
 
@@ -76,7 +77,7 @@ def held(order):
     """Return the holder that recovery names, having changed nothing."""
     before = dump()
     (found,) = stuck.find(REQUEST, [order.number])
-    (recovery,) = stuck.recover_all([found], REQUEST)
+    (recovery,) = recover_all([found], REQUEST)
     assert recovery.result is Result.HELD
     assert dump() == before
     return recovery.holder
@@ -150,7 +151,7 @@ def test_stopped_finalizer_is_named_and_the_record_of_its_reset_says_who_it_was(
     holder = report["holder"]
     assert holder["command"] == "Sleep"
     assert this.get().finalize_in_progress
-    assert not AuditRecord.objects.exists()
+    assert not AuditRecord.objects.filter(target_type="split-order").exists()
     sighting = StuckSighting.objects.get()
     assert sighting.held_by == holder
     assert sighting.seen_at <= sighting.held_at <= db_now()
@@ -161,7 +162,7 @@ def test_stopped_finalizer_is_named_and_the_record_of_its_reset_says_who_it_was(
         return manage("recover_stuck", "--json", "--threshold", "0").json()["recovered"]
 
     assert eventually(recovered) == [order.number]
-    evidence = AuditRecord.objects.get().evidence
+    evidence = AuditRecord.objects.get(target_type="split-order").evidence
     assert evidence["held_before"] == {"at": sighting.held_at.isoformat(), **holder}
     assert finalize(order.pk, author=AUTHOR).ending is Ending.FINALIZED
     assert_finalized_once(order)

@@ -15,6 +15,7 @@ from splits.steps import STEPS
 from tests.factories import AUTHOR, SplitOrderFactory, hang
 from tests.logs import kept, named
 from tests.splits.endpoint import serving
+from tests.splits.recovering import recover_all
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -111,7 +112,7 @@ def wanted() -> stuck.Request:
 def test_recovered_order_is_logged_with_the_epoch_it_was_taken_from():
     order = hang(SplitOrderFactory())
     with kept() as lines:
-        list(stuck.recover_all(stuck.find(wanted()), wanted()))
+        list(recover_all(stuck.find(wanted()), wanted()))
     said = named(lines, "split_order_recovered")
     assert (said["order"], said["epoch"], said["attempt"]) == (order.number, 1, 1)
     assert said["result"] == "recovered"
@@ -121,7 +122,7 @@ def test_quarantined_order_is_an_error_with_code_and_attempt():
     order = hang(SplitOrderFactory())
     SplitOrder.objects.update(recovered_at=[db_now().isoformat()] * 3)
     with kept() as lines:
-        list(stuck.recover_all(stuck.find(wanted()), wanted()))
+        list(recover_all(stuck.find(wanted()), wanted()))
     alarm = named(lines, "split_order_quarantined")
     assert (alarm["level"], alarm["code"]) == ("error", "quarantined")
     assert (alarm["order"], alarm["epoch"], alarm["attempt"]) == (order.number, 1, 1)

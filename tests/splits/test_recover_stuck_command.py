@@ -7,7 +7,12 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 
-from recovery.models import AuditRecord
+from recovery import plans
+from recovery.actions import Seen, Sight
+from recovery.clock import db_now
+from recovery.models import AuditRecord, Plan, PlanItem
+from recovery.runner import run_job
+from splits.audit import RECOVERED
 from splits.models import OrderStatus, SplitOrder
 from tests.factories import SplitOrderFactory, hang
 
@@ -29,14 +34,19 @@ def test_stuck_orders_are_recovered():
     status, document = run("--reason", "worker lost")
     assert status == 0
     assert document == {
+        "plan": Plan.objects.get().pk,
         "found": numbers,
         "recovered": numbers,
         "held": [],
         "quarantined": [],
         "failed": [],
         "unknown": [],
+        "not_reset": [],
     }
     assert set(AuditRecord.objects.values_list("reason", flat=True)) == {"worker lost"}
+    assert [it.evidence["plan"] for it in AuditRecord.objects.filter(action=RECOVERED)] == [
+        document["plan"]
+    ] * 2
 
 
 def test_only_the_numbers_given_are_recovered():
@@ -47,11 +57,89 @@ def test_only_the_numbers_given_are_recovered():
 
 
 def test_dry_run_changes_nothing():
-    order = hang(SplitOrderFactory())
-    status, document = run("--dry-run")
+    order = hang(SplitOrderFactory(), age_s=400)
+    status, document = run("--dry-run", "--reason", "look")
     assert (status, document["found"], document["recovered"]) == (0, [order.number], [])
+    (hanging,) = document["hanging"]
+    assert (hanging["number"], hanging["finalizer"]) == (order.number, "dead-host:1:token")
+    assert 400 <= hanging["age_s"] < 460
     order.refresh_from_db()
     assert order.finalize_in_progress
+    record = AuditRecord.objects.get()  # the one line that a rehearsal leaves
+    assert (record.action, record.reason) == ("plan-previewed", "look")
+    assert not Plan.objects.exists()
+
+
+def test_nothing_found_leaves_no_plan():
+    assert run("--reason", "x") == (
+        0,
+        {
+            "found": [],
+            "recovered": [],
+            "held": [],
+            "quarantined": [],
+            "failed": [],
+            "unknown": [],
+            "not_reset": [],
+        },
+    )
+    assert not Plan.objects.exists()
+
+
+def test_reason_is_said_where_none_is_given():
+    order = hang(SplitOrderFactory())
+    run("--threshold", "30")
+    record = AuditRecord.objects.get(action=RECOVERED)
+    assert (record.target_id, record.reason) == (order.number, "no progress for more than 30 s")
+
+
+def test_order_that_goes_on_meanwhile_is_gone(monkeypatch):
+    moved, stuck = hang(SplitOrderFactory()), hang(SplitOrderFactory())
+    start = plans.start
+
+    def progress_first(plan_id, **how):
+        SplitOrder.objects.filter(pk=moved.pk).update(finalize_progress_at=db_now())
+        return start(plan_id, **how)
+
+    monkeypatch.setattr(plans, "start", progress_first)
+    status, document = run()
+    assert (status, document["recovered"]) == (0, [stuck.number])
+    moved.refresh_from_db()
+    assert moved.finalize_in_progress
+
+
+def test_order_whose_reset_goes_wrong_is_named_and_exits_1(monkeypatch):
+    def wrong(order, _request):
+        raise RuntimeError(f"cannot reset {order.number}")
+
+    order = hang(SplitOrderFactory())
+    monkeypatch.setattr("splits.stuck.reset_locked", wrong)
+    status, document = run()
+    assert (status, document["recovered"]) == (1, [])
+    (failed,) = document["not_reset"]
+    assert failed == {
+        "number": order.number,
+        "why": f"RuntimeError: cannot reset {order.number}",
+    }
+
+
+def test_workers_carry_on_what_is_detached():
+    order = hang(SplitOrderFactory())
+    assert run("--detach")[1]["recovered"] == []
+    run_job("runRecoveryPlans")
+    order.refresh_from_db()
+    assert (order.status, order.finalize_epoch) == (OrderStatus.READY, 2)
+
+
+def test_orders_whose_finalization_fails_again_do_not_halt_the_resets(monkeypatch, settings):
+    """The next attempt is the finalizer's affair: each hanging order is reset."""
+    monkeypatch.setattr("recovery.carrying.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("splits.actions._fared", lambda targets: {
+        it.row_id: Seen(Sight.BAD, "failed again") for it in targets
+    })  # fmt: skip
+    numbers = [hang(SplitOrderFactory()).number for _ in range(25)]
+    status, document = run()
+    assert (status, document["recovered"]) == (0, numbers)
 
 
 def test_threshold_is_the_operators():
@@ -103,6 +191,8 @@ def test_people_get_text():
 @pytest.mark.mariadb
 def test_held_order_is_reported_with_its_holder_and_exits_1():
     order = hang(SplitOrderFactory())
+    for _ in range(2):
+        hang(SplitOrderFactory())
     other = connection.copy()
     try:
         with other.cursor() as cursor:
@@ -110,11 +200,20 @@ def test_held_order_is_reported_with_its_holder_and_exits_1():
             cursor.execute("SELECT id FROM splits_splitorder WHERE id = %s FOR UPDATE", [order.pk])
             cursor.execute("SELECT CONNECTION_ID()")
             (connection_id,) = cursor.fetchone()
+            (looked,) = run(order.number, "--dry-run")[1]["hanging"]
             status, document = run()
     finally:
         other.close()
     assert status == 1
     (held,) = document["held"]
+    assert len(document["recovered"]) == 2, "who is held comes last, and holds nobody up"
     assert held["number"] == order.number
     assert held["holder"]["connection_id"] == connection_id
-    assert SplitOrder.objects.get().finalize_in_progress
+    assert looked["holder"]["connection_id"] == connection_id
+    order.refresh_from_db()
+    assert order.finalize_in_progress
+    items = list(PlanItem.objects.order_by("at", "id").values_list("label", flat=True))
+    assert items[-1] == order.number
+    assert run("--reason", "again")[1]["recovered"] == [order.number]
+    record = AuditRecord.objects.get(action=RECOVERED, target_id=order.number)
+    assert record.evidence["held_before"]["connection_id"] == connection_id

@@ -14,6 +14,7 @@ from splits import holders, stuck
 from splits.models import OrderStatus, SplitOrder, StuckSighting
 from splits.stuck import Recovery, Request, Result
 from tests.factories import AUTHOR, SplitOrderFactory, hang
+from tests.splits.recovering import recover_all
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -320,7 +321,7 @@ def test_held_order_is_left_alone_and_its_holder_named(holding, caplog):
     began = db_now()
     wanted = request()
     (found,) = stuck.find(wanted)
-    (recovery,) = stuck.recover_all([found], wanted)
+    (recovery,) = recover_all([found], wanted)
     assert recovery.result is Result.HELD
     holder = recovery.holder
     assert holder.connection_id == connection_id
@@ -341,7 +342,7 @@ def test_held_order_does_not_hold_up_the_others(holding):
     held, free = hang(SplitOrderFactory()), hang(SplitOrderFactory())
     holding(held)
     wanted = request()
-    results = [(it.number, it.result) for it in stuck.recover_all(stuck.find(wanted), wanted)]
+    results = [(it.number, it.result) for it in recover_all(stuck.find(wanted), wanted)]
     assert results == [(free.number, Result.RECOVERED), (held.number, Result.HELD)]
 
 
@@ -400,7 +401,7 @@ def test_order_behind_another_writer_is_held_though_nothing_can_be_noted(
         impatient.setitem(connection.settings_dict["OPTIONS"], "timeout", 0.01)
         connection.close()
         other.execute("BEGIN IMMEDIATE")
-        (recovery,) = stuck.recover_all(stuck.find(wanted), wanted)
+        (recovery,) = recover_all(stuck.find(wanted), wanted)
         other.execute("ROLLBACK")
         connection.close()
     assert recovery.result is Result.HELD
