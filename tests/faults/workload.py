@@ -67,8 +67,8 @@ class Workload:
         """
         with closing(connect(database_url())) as link:
             assert violations(link, self.rows) == []
-        records = AuditRecord.objects.exclude(target_type="plan")
-        records = records.values_list("target_id", "action")
+        of_rows = AuditRecord.objects.exclude(target_type="plan")
+        records = of_rows.values_list("target_id", "action")
         assert sorted(records) == sorted((audited or {}).items())
         attempts = OutboxEntry.objects.exclude(attempts=0).values_list("event_key", "attempts")
         assert dict(attempts) == (charged or {})
