@@ -4,17 +4,30 @@
 import os
 import sys
 
+USAGE = 2
+
 
 def main() -> None:
     """Hand the command line to Django with this project's settings."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings.base")
     try:
-        from django.core.management import execute_from_command_line
+        from django.core.management import ManagementUtility
+        from django.core.management.base import BaseCommand
         from django.db import InterfaceError, OperationalError
     except ImportError:
         sys.exit("Django is not installed here: run `make setup`, then .venv/bin/python manage.py.")
+
+    class Utility(ManagementUtility):
+        """Leaves with status 2, as for any wrong usage, where there is no such command."""
+
+        def fetch_command(self, subcommand: str) -> BaseCommand:
+            try:
+                return super().fetch_command(subcommand)
+            except SystemExit as leaving:
+                sys.exit(leaving.code and USAGE)
+
     try:
-        execute_from_command_line(sys.argv)
+        Utility(sys.argv).execute()
     except (OperationalError, InterfaceError) as error:
         if "--traceback" in sys.argv:
             raise

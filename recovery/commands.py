@@ -2,10 +2,12 @@
 
 import json
 import logging
+import re
 import sys
 from argparse import SUPPRESS, ArgumentParser, _SubParsersAction
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from difflib import get_close_matches
+from typing import Any, NoReturn, TypeVar
 
 from django.conf import settings
 from django.core.checks import run_checks
@@ -21,6 +23,9 @@ DONE = 0
 WRONG = 1
 USAGE = 2
 LOCKED = 3
+
+ALIKE = 0.7
+"""From this likeness on a word was probably meant."""
 
 
 def _parsers_within(parser: ArgumentParser) -> Iterator[ArgumentParser]:
@@ -40,6 +45,29 @@ class UsageError(CommandError):
         super().__init__(message, returncode=USAGE)
 
 
+class OneLineParser(CommandParser):
+    """Says in one line what is wrong with a command, with what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with status 2; where the command was called from code, raise CommandError."""
+        if not self.called_from_command_line:
+            super().error(message)
+        meant = self._meant(message)
+        hint = f"did you mean {meant}?" if meant else f"{self.prog} --help lists what it takes"
+        self.exit(USAGE, f"{self.prog}: {message}; {hint}\n")
+
+    def _meant(self, message: str) -> str:
+        """Return the options, or the choices, most like those that were not understood."""
+        _, _, wrong = message.partition("unrecognized arguments: ")
+        known = [it for it in self._option_string_actions if it.startswith("--")]
+        if not wrong:
+            wrong = " ".join(re.findall(r"invalid choice: '([^']*)'", message))
+            known = re.findall(r"[\w-]+", message.partition("choose from")[2])
+        names = (it.partition("=")[0] for it in wrong.split())
+        found = (next(iter(get_close_matches(it, known, 1, ALIKE)), "") for it in names)
+        return ", ".join(filter(None, found))
+
+
 class OperatorCommand(BaseCommand):
     """A command that prints text for people or, with ``--json``, one JSON document.
 
@@ -52,6 +80,7 @@ class OperatorCommand(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add ``--json`` and the command's own options."""
+        parser.__class__ = OneLineParser  # which Django lets nobody choose; subparsers follow it
         parser.add_argument(
             "--json", action="store_true", help="print one JSON document and nothing else"
         )

@@ -1,6 +1,7 @@
 """The runbook says what the code does, and what it tells to do works."""
 
 import re
+import signal
 import sqlite3
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -8,16 +9,19 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 from django.core.management import get_commands
-from django.db import connection
+from django.db import OperationalError, connection
 
 from ledger.models import ErrorCode
+from recovery.errors import is_row_locked
 from recovery.models import AuditRecord
-from splits import errors
+from splits import audit, errors
 from splits.errors import SplitError
 from splits.finalize import INFRASTRUCTURE, UNEXPECTED, Ending, finalize
 from splits.models import OrderStatus
 from tests.factories import AUTHOR, SplitOrderFactory, hang
+from tests.ledger.entries import into, put
 from tests.splits.state import assert_finalized_once
+from tests.waiting import eventually
 
 ROOT = Path(settings.BASE_DIR)
 TEXT = (ROOT / "docs" / "runbook.md").read_text()
@@ -154,3 +158,94 @@ def test_questions_to_the_server_are_answered(second_connection):
             cursor.execute(statement)
             if statement.startswith("SELECT number"):
                 assert cursor.fetchall()
+
+
+def question(part: str) -> str:
+    """Return the one question to the server that holds ``part``."""
+    (found,) = (it for sql in SQL if HAND not in sql for it in statements(sql) if part in it)
+    return found
+
+
+def asked(link, sql: str) -> list[dict[str, object]]:
+    """Return the rows of a question by the names of its columns."""
+    with link.cursor() as cursor:
+        cursor.execute(sql)
+        names = [it[0] for it in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def proof_is_granted(link) -> bool:
+    """Ask for the row without waiting, as step 2 does."""
+    with link.cursor() as cursor:
+        cursor.execute("START TRANSACTION")
+        try:
+            cursor.execute(question("FOR UPDATE NOWAIT"))
+            return bool(cursor.fetchall())
+        except OperationalError as error:
+            if not is_row_locked(error):
+                raise
+            return False
+        finally:
+            cursor.execute("ROLLBACK")
+
+
+@pytest.mark.mariadb
+@pytest.mark.django_db(transaction=True)
+def test_four_steps_are_done_by_hand_on_a_client_that_was_stopped(manage, second_connection):
+    """In the order given, on an order whose finalizer really hangs in its transaction."""
+    link = second_connection
+    order = SplitOrderFactory(number="SO-1001")
+    put("received", into("OAK", "10"))
+    fault = {"RECOVERY_FAULTPOINTS": "finalize.in_step.create_outputs=stop"}
+    finalizer = manage.start("finalize", order.number, env=fault)
+    eventually(finalizer.is_stopped)
+    short = {"JOB_FINALIZE_STUCK_THRESHOLD_SEC": "1"}
+
+    # 1. Check the flag and its age.
+    (row,) = asked(link, question("AS age_s"))
+    assert (row["number"], row["epoch"]) == (order.number, 1)
+    assert str(row["finalizer"]).split(":")[1] == str(finalizer.pid)
+    eventually(lambda: int(str(asked(link, question("AS age_s"))[0]["age_s"])) > 1)
+    looked = manage("recover_stuck", "--dry-run", env=short)
+    assert looked.returncode == 0
+    assert re.search(r"^SO-1001: no progress for \d+ s, finalizer .* held by ", looked.stdout, re.M)
+
+    # 2. Prove that no transaction hangs: one does.
+    assert not proof_is_granted(link)
+    refused = manage("recover_stuck", order.number, "--reason", HAND, env=short)
+    assert refused.returncode == 1
+    (connection_id,) = re.findall(r"^SO-1001: held by connection (\d+) ", refused.stdout, re.M)
+    (holder,) = (
+        it for it in asked(link, question("INNODB_TRX")) if str(it["connection"]) == connection_id
+    )
+    assert holder["COMMAND"] == "Sleep"
+    port = int(str(holder["HOST"]).rpartition(":")[2])
+    assert port in finalizer.local_ports(), "the port tells the process"
+    order.refresh_from_db()
+    assert order.finalize_in_progress, "who is held is left alone"
+    finalizer.signal(signal.SIGKILL)
+    finalizer.finish()
+    assert eventually(lambda: proof_is_granted(link))
+
+    # 3. Recover by hand, on the record.
+    changed = []
+    with link.cursor() as cursor:
+        for statement in statements(by_hand("SET time_zone")):
+            cursor.execute(statement)
+            changed += [cursor.rowcount] if statement.startswith(("INSERT", "UPDATE")) else []
+    assert changed == [1, 1]
+
+    # 4. Run the retry worker again.
+    ran = manage("run_job", "finalizeRetryWorker")
+    assert (ran.returncode, "finalized: 1" in ran.stdout) == (0, True), ran.stdout
+    assert manage("run_job", "processLedgerOutbox").returncode == 0
+    assert_finalized_once(order)
+    order.refresh_from_db()
+    assert (order.finalize_epoch, order.finalize_attempts, order.recovery_count) == (3, 2, 1)
+    found = manage("audit", "search", "--target", "split-order/SO-1001", "--json").json()
+    (record,) = found["records"]
+    assert (record["action"], record["actor"]) == (audit.RECOVERED, "cli:anna")
+    assert (record["reason"], record["evidence"]["proof"]["how"]) == (
+        HAND,
+        "SELECT FOR UPDATE NOWAIT was granted",
+    )

@@ -87,44 +87,6 @@ def test_dry_run_writes_nothing_but_an_audit_line():
     assert AuditRecord.objects.count() == before + 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["dlq", "redrive", "--reason", "x"], "--all"),
-        (["dlq", "redrive", "--all", "--code", "unbalanced", "--reason", "x"], "--all"),
-        (["dlq", "redrive", "--all"], "--reason"),
-        (["dlq", "redrive", "--code", "nonsense"], "invalid choice"),
-        (["dlq", "redrive", "--id", "x"], "no number of a row"),
-        (["dlq", "redrive", "--id", "9" * 20, "--reason", "x"], "no number of a row"),
-        (["plans", "create", "outbox.redrive", "9" * 20, "--reason", "x"], "nobody knows"),
-        (["dlq", "redrive", "--id", "99", "--reason", "x"], "no entry 99"),
-        (["plans", "pause", "-1"], "ID"),
-        (["dlq", "redrive", "--older-than", "soon"], "no age such as"),
-        (["dlq", "redrive", "--all", "--rate", "0"], "rows a second"),
-        (["dlq", "redrive", "--all", "--halt-share", "2"], "share from 0 to 1"),
-        (["dlq", "show", "99"], "no entry 99"),
-        (["dlq", "edit", "99"], "no entry 99"),
-        (["dlq", "bury"], "invalid choice"),
-        (["plans", "show", "99"], "no plan 99"),
-        (["plans", "run", "99"], "no plan 99"),
-        (["plans", "show"], "required: ID"),
-        (["plans", "create", "outbox.bury", "--all"], "outbox.redrive"),
-        (["plans", "create", "outbox.redrive"], "--all"),
-        (["plans", "create", "outbox.redrive", "77", "--reason", "x"], "nobody knows 77"),
-        (["plans", "create", "split.retry", "SO-9", "--reason", "x"], "nobody knows SO-9"),
-        (["plans", "create", "outbox.redrive", "--all", "--set", "x"], "NAME=VALUE"),
-        (["audit"], ""),
-        (["audit", "bury"], ""),
-    ],
-)
-def test_wrong_usage_is_one_helpful_line_and_status_2(manage, arguments, says):
-    finished = manage(*arguments)
-    assert finished.returncode == 2, finished
-    last = [it for it in finished.stderr.splitlines() if not it.startswith("{")][-1]
-    assert says in last
-    assert "Traceback" not in finished.stderr
-
-
 def test_edit_takes_a_file(settings, tmp_path):
     settings.DLQ_EDIT_ENABLED = True
     (entry,) = die()

@@ -90,6 +90,7 @@ class Command(PlanCommand):
         """Freeze rows, and start."""
         action = actions.get(options["action"])
         parameters = _parameters(options["set"])
+        action.checked(parameters)
         if bool(options["keys"]) == options["all"]:
             raise UsageError(f"name the rows ({action.key_name}…), or --all for all that fit")
         if options["all"]:
