@@ -195,10 +195,8 @@ class Reverse(VerbAction):
     ) -> dict[int, str]:
         """Leave out also those that the guard of a reversal refuses."""
         found = super().misfits(rows, parameters, chosen)
-        for row in rows:
-            if row.pk not in found and (why := lifecycle.why_not_reversible(row)):
-                found[row.pk] = why
-        return found
+        fitting = [row for row in rows if row.pk not in found]
+        return found | lifecycle.why_not_reversible(fitting)
 
     def becomes(self, row: SplitOrder, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a reversal changes."""

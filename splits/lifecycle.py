@@ -1,8 +1,10 @@
 """What people do to split orders: create, submit, retry, release, cancel, reverse."""
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain
 
 from django.db import IntegrityError, transaction
 from django.db.models import Q
@@ -188,14 +190,23 @@ def reverse(order_id: int, *, author: Author) -> bool:
     return _move(order_id, _Move(OrderStatus.REVERSED, audit.REVERSED, _reverse), author)
 
 
-def why_not_reversible(order: SplitOrder) -> str:
-    """Return why a finalized order cannot be reversed as things stand; empty: it can."""
-    try:
-        _require_untouched(list(Lot.objects.filter(parent_order=order)))
-        _require_published(order)
-    except (OutputsTouchedError, NotInLedgerError) as error:
-        return str(error)
-    return ""
+def why_not_reversible(orders: Sequence[SplitOrder]) -> dict[int, str]:
+    """Return why finalized orders cannot be reversed as things stand, by id; left out: they can.
+
+    Four statements, however many orders there are.
+    """
+    outputs = defaultdict(list)
+    for lot in Lot.objects.filter(parent_order__in=orders):
+        outputs[lot.parent_order_id].append(lot)
+    held = _held(list(chain.from_iterable(outputs.values())))
+    known = _published([order.event_key for order in orders])
+    why = {}
+    for order in orders:
+        if touched := _touched(outputs[order.pk], held):
+            why[order.pk] = str(OutputsTouchedError(touched))
+        elif order.event_key not in known:
+            why[order.pk] = str(NotInLedgerError(order.event_key))
+    return why
 
 
 def _reverse(order: SplitOrder) -> None:
@@ -223,19 +234,33 @@ def _reverse(order: SplitOrder) -> None:
 
 
 def _require_untouched(outputs: Sequence[Lot]) -> None:
-    used = [lot.code for lot in outputs if lot.status != LotStatus.AVAILABLE]
-    held = SplitOrder.objects.filter(live_lot__in=outputs).values_list("live_lot__code", flat=True)
-    touched = sorted({*used, *held})
-    if touched:
-        raise OutputsTouchedError(", ".join(touched))
+    if touched := _touched(outputs, _held(outputs)):
+        raise OutputsTouchedError(touched)
+
+
+def _held(lots: Sequence[Lot]) -> set[str]:
+    """Return the codes of those that a later order is to split."""
+    orders = SplitOrder.objects.filter(live_lot__in=lots)
+    return set(orders.values_list("live_lot__code", flat=True))
+
+
+def _touched(outputs: Sequence[Lot], held: Set[str]) -> str:
+    """Name the child lots that something was done with since."""
+    codes = (it.code for it in outputs if it.status != LotStatus.AVAILABLE or it.code in held)
+    return ", ".join(sorted(codes))
 
 
 def _require_published(order: SplitOrder) -> None:
-    live = OutboxEntry.objects.filter(event_key=order.event_key).exclude(
-        status=EntryStatus.DISCARDED
-    )
-    if not live.exists() and not Transaction.objects.filter(event_key=order.event_key).exists():
+    if not _published([order.event_key]):
         raise NotInLedgerError(order.event_key)
+
+
+def _published(keys: Sequence[str]) -> set[str]:
+    """Return the keys that are in the ledger, or on their way to it."""
+    live = OutboxEntry.objects.filter(event_key__in=keys).exclude(status=EntryStatus.DISCARDED)
+    posted = Transaction.objects.filter(event_key__in=keys)
+    found = (it.order_by().values_list("event_key", flat=True) for it in (live, posted))
+    return set(chain.from_iterable(found))
 
 
 def _require(order: SplitOrder, status: OrderStatus, rule: str) -> None:

@@ -1,15 +1,22 @@
 """Operators' actions on split orders, as plans."""
 
+from decimal import Decimal
+
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from ledger.models import OutboxEntry
 from recovery import foreground, plans
 from recovery.foreground import Follower, repair
 from recovery.models import AuditRecord, ItemStatus, PlanStatus
 from recovery.plans import Pace, PlanError, Wanted
+from recovery.runner import run_job
 from splits import lifecycle
-from splits.models import OrderStatus, SplitOrder
+from splits.lifecycle import NewLine
+from splits.models import LineKind, Lot, LotStatus, OrderStatus, SplitOrder
 from tests.factories import AUTHOR, SplitOrderFactory, hang
+from tests.ledger.entries import into, put
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -57,6 +64,36 @@ def test_reversal_is_guarded():
     OutboxEntry.objects.filter(event_key=order.event_key).update(status="discarded")
     plan = plans.create(Wanted("split.reverse", [order.pk], "anna", "x"))
     assert "discarded" in plan.items.get(status=ItemStatus.EXCLUDED).note
+
+
+def test_each_order_that_cannot_be_reversed_is_left_out_with_its_own_reason():
+    used, held, good = (SplitOrderFactory(at=OrderStatus.FINALIZED) for _ in range(3))
+    Lot.objects.filter(pk=used.outputs.earliest("code").pk).update(status=LotStatus.CONSUMED)
+    put("received", into("OAK", "100"))
+    run_job("processLedgerOutbox")
+    piece = NewLine(1, LineKind.PIECE, "X", Decimal(1))
+    SplitOrderFactory(source_lot=held.outputs.latest("code"), lines=[piece])
+    lost = SplitOrderFactory(at=OrderStatus.FINALIZED)
+    OutboxEntry.objects.filter(event_key=lost.event_key).delete()
+    wanted = Wanted("split.reverse", [it.pk for it in (used, held, lost, good)], "anna", "x")
+    notes = dict(plans.create(wanted).items.values_list("row_id", "note"))
+    assert f"{used.source_lot.code}-001" in notes[used.pk]
+    assert f"{held.source_lot.code}-003" in notes[held.pk]
+    assert lost.event_key in notes[lost.pk]
+    assert notes[good.pk] == ""
+
+
+def test_preview_of_reversals_asks_as_often_for_three_as_for_thirty():
+    counts = []
+    for more in (3, 27):
+        for _ in range(more):
+            SplitOrderFactory(at=OrderStatus.FINALIZED)
+        ids = list(SplitOrder.objects.values_list("pk", flat=True))
+        with CaptureQueriesContext(connection) as asked:
+            shown = list(plans.preview(Wanted("split.reverse", ids, "anna", "x")))
+        assert [it.misfit for it in shown] == [""] * len(ids)
+        counts.append(len(asked))
+    assert counts == [counts[0]] * 2
 
 
 def test_order_that_went_on_meanwhile_is_skipped():
