@@ -12,6 +12,7 @@ from django.conf import settings
 from tqdm import tqdm
 
 from recovery import plans
+from recovery.actions import Sight
 from recovery.audit import cli_actor
 from recovery.commands import DONE, WRONG, OperatorCommand, UsageError
 from recovery.foreground import Follower
@@ -190,6 +191,7 @@ class PlanCommand(OperatorCommand):
         self.say(f"plan {plan.pk}: {plan.action} {plan.status}: {parts or 'no rows'}")
         if plan.note:
             self.say(f"  {plan.note}")
+        self._tell_fates(plan)
         for name, rows in told.items():
             for row in rows[:SHOWN_ROWS]:
                 self.say(f"  {name}: {row['name']}: {row['why']}")
@@ -199,6 +201,22 @@ class PlanCommand(OperatorCommand):
             return status
         wrong = any(told[name] for name in (*TOLD[:-1],))
         return WRONG if wrong or plan.status != PlanStatus.DONE else DONE
+
+    def _tell_fates(self, plan: Plan) -> None:
+        """Say how rows that were handed on without being looked at fared by now."""
+        seen, bad = Counter[str](), []
+        for item, fate in plans.fates(plan):
+            seen[fate.sight.value] += 1
+            if fate.sight is Sight.BAD:
+                bad.append({"id": item.row_id, "name": item.label, "why": fate.note})
+        self.document |= {"by_now": dict(seen), "failed_again": bad}
+        if not seen:
+            return
+        texts = {Sight.GOOD: "well", Sight.BAD: "failed again", Sight.UNKNOWN: "not tried yet"}
+        parts = ", ".join(f"{seen[sight]} {text}" for sight, text in texts.items() if seen[sight])
+        self.say(f"  of those applied, by now: {parts}")
+        for row in bad[:SHOWN_ROWS]:
+            self.say(f"  failed again: {row['name']}: {row['why']}")
 
     def _rehearse(self, wanted: Wanted) -> int:
         """Show what would change; leave one audit record."""

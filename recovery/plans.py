@@ -1,6 +1,6 @@
 """Operators' plans: freeze a list of rows, start, pause, resume, cancel; each on the record."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import transaction
 
 from recovery import actions, audit
-from recovery.actions import Action
+from recovery.actions import Action, Seen, Target
 from recovery.errors import with_retries
 from recovery.models import ItemStatus, Plan, PlanItem, PlanStatus
 from recovery.wakeups import enqueue, wake_on_commit
@@ -313,3 +313,17 @@ def _take_up_failed(plan: Plan) -> int:
             again += this.wait_again(action.fingerprint(row))
     Plan.objects.filter(pk=plan.pk).count_again(again)
     return again
+
+
+def fates(plan: Plan) -> Iterator[tuple[PlanItem, Seen]]:
+    """Yield the rows that were handed on without being looked at, and how they fared by now.
+
+    Nothing where this code does not know the action, or nothing shows how rows fare.
+    """
+    if not actions.has(plan.action) or not (action := actions.get(plan.action)).followed_job:
+        return
+    applied, after = PlanItem.objects.filter(plan=plan).applied().order_by("id"), 0
+    while items := list(applied.filter(pk__gt=after)[: actions.IDS_AT_ONCE]):
+        after = items[-1].pk
+        seen = action.look([Target(it.row_id, it.result.get("after") or {}) for it in items])
+        yield from ((item, seen[item.row_id]) for item in items)

@@ -8,7 +8,7 @@ from django.core.management import CommandError, call_command
 
 from ledger.models import EntryStatus, OutboxEntry
 from recovery import foreground, plans
-from recovery.clock import db_now
+from recovery.clock import db_now, seconds_from_now
 from recovery.models import AuditRecord, ItemStatus, Plan, PlanStatus
 from tests.ledger.entries import drain, state
 from tests.ledger.test_plans import die, payload, reopen
@@ -72,6 +72,26 @@ def test_canary_that_fails_exits_1_and_resumed_plan_exits_0():
     reopen()
     status, document = run("plans", "run", str(document["plan"]))
     assert (status, document["counts"]) == (0, {"done": 12})
+
+
+def test_plan_without_canary_shows_how_its_rows_fared_since():
+    good, bad = die(2)
+    status, document = run("dlq", "redrive", "--all", "--reason", "x")
+    assert (status, document["counts"], document["by_now"]) == (0, {"applied": 2}, {"unknown": 2})
+    OutboxEntry.objects.filter(pk=bad.pk).update(next_attempt_at=seconds_from_now(3_600))
+    reopen()
+    drain()
+    OutboxEntry.objects.filter(pk=bad.pk).update(
+        attempts=1, last_error_code="unbalanced", last_error="no"
+    )
+    number = str(document["plan"])
+    document = run("plans", "show", number)[1]
+    assert document["by_now"] == {"good": 1, "bad": 1}
+    assert document["failed_again"] == [
+        {"id": bad.pk, "name": bad.event_key, "why": "unbalanced: no"}
+    ]
+    assert state(good)[0] == EntryStatus.POSTED
+    assert "of those applied, by now: 1 well, 1 failed again" in text("plans", "show", number)
 
 
 def test_dry_run_writes_nothing_but_an_audit_line():
