@@ -115,11 +115,6 @@ class Carrier:
     """Who halts and finishes plans in audit records: nobody asks for it, it follows."""
     counts: Counter[str] = field(default_factory=Counter)
     _ahead: deque[PlanItem] = field(default_factory=deque)
-    _after: int = 0
-    """The last item read ahead: those before it were done, or stepped over."""
-    _stepped_over: bool = False
-    """Rows that somebody holds come last: to name who does takes its time."""
-    _held_too: bool = False
     _next_at: float = 0.0
     _look_at: float = field(default_factory=lambda: time.monotonic() + LOOK_EVERY_S)
 
@@ -166,17 +161,9 @@ class Carrier:
 
     def _next(self) -> PlanItem | None:
         if not self._ahead:
-            self._read_ahead()
-        if not self._ahead and self._stepped_over and not self._held_too:
-            self._held_too, self._after = True, 0
-            self._read_ahead()
+            waiting = PlanItem.objects.filter(plan=self.plan).waiting().order_by("id")
+            self._ahead.extend(with_retries(lambda: list(waiting[:READ_AHEAD])))
         return self._ahead.popleft() if self._ahead else None
-
-    def _read_ahead(self) -> None:
-        waiting = PlanItem.objects.filter(plan=self.plan, pk__gt=self._after).waiting()
-        self._ahead.extend(with_retries(lambda: list(waiting.order_by("id")[:READ_AHEAD])))
-        if self._ahead:
-            self._after = self._ahead[-1].pk
 
     # --- one row ---
 
@@ -189,10 +176,6 @@ class Carrier:
         try:
             change = self._changed(item)
         except RowHeldError:
-            if not self._held_too:
-                self._stepped_over = True
-                with_retries(self._hold_on)
-                return
             change = self._kept_as_held(item)
         faultpoint("plan.after_item")
         if change is None:

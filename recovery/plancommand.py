@@ -262,7 +262,10 @@ class PlanCommand(OperatorCommand):
         rows = len(wanted.ids)
         if rows <= ASK_FROM or self.as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
             return True
-        answer = input(f"{wanted.action} on {rows} rows. Go on? [y/N] ")
+        try:
+            answer = input(f"{wanted.action} on {rows} rows. Go on? [y/N] ")
+        except (EOFError, KeyboardInterrupt):
+            answer = "no"
         return answer.strip().lower() in ("y", "yes")
 
 

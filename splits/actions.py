@@ -228,7 +228,9 @@ class Recover(Starting, OrderAction):
             raise WrongParametersError("threshold_s is a number of seconds") from None
         if not 0 <= threshold_s <= stuck.LONGEST_THRESHOLD_S:
             raise WrongParametersError("threshold_s is a number of seconds, from 0 to a billion")
-        switches = {name: bool(kept.get(name)) for name in ("no_retry", "force")}
+        switches = {name: kept.get(name, False) for name in ("no_retry", "force")}
+        if wrong := [name for name, value in switches.items() if not isinstance(value, bool)]:
+            raise WrongParametersError(f"{wrong[0]} is true or false")
         return {"threshold_s": threshold_s, **switches}
 
     def candidates(self, parameters: Mapping[str, Any]) -> "QuerySet[SplitOrder]":
@@ -280,9 +282,11 @@ class Recover(Starting, OrderAction):
         ended = Result.HELD.value if "holder" in result else result.get("ended")
         if order is None or ended not in set(Result):
             return
-        # A reset has raised the epoch that was seen.
-        seen = order.finalize_epoch - (0 if ended == Result.HELD else 1)
-        found = Found(order.pk, order.number, seen, order.finalize_attempts)
+        # A reset has raised the epoch that was seen; a quick worker may have raised it again.
+        after = result.get("after") or {}
+        epoch = order.finalize_epoch if ended == Result.HELD else int(after["epoch"]) - 1
+        attempts = int(after.get("attempts", order.finalize_attempts))
+        found = Found(order.pk, order.number, epoch, attempts)
         stuck.note(found, Recovery(order.number, Result(ended)))
         if ended == Result.HELD:
             known = result["holder"] or {"hint": "The holders change."}

@@ -1,13 +1,13 @@
 """What people do to split orders: create, submit, retry, release, cancel, reverse."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain
 
 from django.db import IntegrityError, transaction
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 
 from ledger import outbox
 from ledger.models import EntryStatus, OutboxEntry, Transaction
@@ -193,17 +193,19 @@ def reverse(order_id: int, *, author: Author) -> bool:
 def why_not_reversible(orders: Sequence[SplitOrder]) -> dict[int, str]:
     """Return why finalized orders cannot be reversed as things stand, by id; left out: they can.
 
-    Four statements, however many orders there are.
+    Three statements, however many orders there are.
     """
-    outputs = defaultdict(list)
-    for lot in Lot.objects.filter(parent_order__in=orders):
-        outputs[lot.parent_order_id].append(lot)
-    held = _held(list(chain.from_iterable(outputs.values())))
+    later = SplitOrder.objects.filter(live_lot=OuterRef("pk"))
+    outputs = Lot.objects.filter(parent_order__in=orders)
+    used = outputs.filter(~Q(status=LotStatus.AVAILABLE) | Exists(later))
+    touched = defaultdict(list)
+    for order_id, code in used.order_by("code").values_list("parent_order_id", "code"):
+        touched[order_id].append(code)
     known = _published([order.event_key for order in orders])
     why = {}
     for order in orders:
-        if touched := _touched(outputs[order.pk], held):
-            why[order.pk] = str(OutputsTouchedError(touched))
+        if touched[order.pk]:
+            why[order.pk] = str(OutputsTouchedError(", ".join(touched[order.pk])))
         elif order.event_key not in known:
             why[order.pk] = str(NotInLedgerError(order.event_key))
     return why
@@ -234,20 +236,11 @@ def _reverse(order: SplitOrder) -> None:
 
 
 def _require_untouched(outputs: Sequence[Lot]) -> None:
-    if touched := _touched(outputs, _held(outputs)):
-        raise OutputsTouchedError(touched)
-
-
-def _held(lots: Sequence[Lot]) -> set[str]:
-    """Return the codes of those that a later order is to split."""
-    orders = SplitOrder.objects.filter(live_lot__in=lots)
-    return set(orders.values_list("live_lot__code", flat=True))
-
-
-def _touched(outputs: Sequence[Lot], held: Set[str]) -> str:
-    """Name the child lots that something was done with since."""
-    codes = (it.code for it in outputs if it.status != LotStatus.AVAILABLE or it.code in held)
-    return ", ".join(sorted(codes))
+    orders = SplitOrder.objects.filter(live_lot__in=outputs)
+    held = set(orders.values_list("live_lot__code", flat=True))
+    used = {lot.code for lot in outputs if lot.status != LotStatus.AVAILABLE}
+    if touched := sorted(used | held):
+        raise OutputsTouchedError(", ".join(touched))
 
 
 def _require_published(order: SplitOrder) -> None:

@@ -318,7 +318,7 @@ def test_who_holds_an_order_is_told_as_shown(second_connection):
         cursor.execute("START TRANSACTION")
         cursor.execute("SELECT id FROM splits_splitorder WHERE number = 'SO-1002' FOR UPDATE")
         for command, expected in (
-            ("manage.py recover_stuck --dry-run", 0),
+            ("manage.py recover_stuck --dry-run", 1),
             ('manage.py recover_stuck SO-1002 --reason "INC-42: worker host gone"', 1),
         ):
             status, printed = run(shlex.split(command)[1:])

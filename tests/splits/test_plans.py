@@ -8,13 +8,15 @@ from django.test.utils import CaptureQueriesContext
 
 from ledger.models import OutboxEntry
 from recovery import foreground, plans
+from recovery.actions import WrongParametersError
 from recovery.foreground import Follower, repair
 from recovery.models import AuditRecord, ItemStatus, PlanStatus
 from recovery.plans import Pace, PlanError, Wanted
 from recovery.runner import run_job
 from splits import lifecycle
+from splits.actions import Recover
 from splits.lifecycle import NewLine
-from splits.models import LineKind, Lot, LotStatus, OrderStatus, SplitOrder
+from splits.models import LineKind, Lot, LotStatus, OrderStatus, SplitOrder, StuckSighting
 from tests.factories import AUTHOR, SplitOrderFactory, hang
 from tests.ledger.entries import into, put
 
@@ -94,6 +96,41 @@ def test_preview_of_reversals_asks_as_often_for_three_as_for_thirty():
         assert [it.misfit for it in shown] == [""] * len(ids)
         counts.append(len(asked))
     assert counts == [counts[0]] * 2
+
+
+def test_switch_that_is_neither_true_nor_false_is_refused():
+    order = hang(SplitOrderFactory(), age_s=1)
+    with pytest.raises(WrongParametersError, match="force is true or false"):
+        plans.create(Wanted("split.recover", [order.pk], "anna", "x", {"force": "no"}))
+
+
+def test_reset_is_noted_under_the_epoch_it_ended_though_a_worker_was_quicker(monkeypatch):
+    order = hang(SplitOrderFactory())
+    settle = Recover.settle
+
+    def after_a_claim(self, row_id, result):
+        assert SplitOrder.objects.filter(pk=row_id).claim("quick")
+        settle(self, row_id, result)
+
+    monkeypatch.setattr(Recover, "settle", after_a_claim)
+    repair("split.recover", [order.pk], actor="anna", reason="x")
+    assert fresh(order).finalize_epoch == 3
+    assert list(StuckSighting.objects.values_list("epoch", flat=True)) == [1]
+
+
+@pytest.mark.mariadb
+def test_rows_that_are_held_do_not_hold_up_the_plan(second_connection, monkeypatch):
+    """However the work is cut into slices, each slice gets further."""
+    monkeypatch.setattr("recovery.jobs.SLICE_S", 0.2)
+    orders = [SplitOrderFactory(at=OrderStatus.FAILED) for _ in range(4)]
+    plan = plans.create(Wanted("split.retry", [it.pk for it in orders], "anna", "x"))
+    plans.start(plan.pk, actor="anna")
+    with second_connection.cursor() as cursor:
+        cursor.execute("START TRANSACTION")
+        ids = tuple(it.pk for it in orders[:2])
+        cursor.execute("SELECT id FROM splits_splitorder WHERE id IN %s FOR UPDATE", [ids])
+        assert run_job(plans.JOB).status == "ok"
+    assert plan.items.counts() == {ItemStatus.HELD: 2, ItemStatus.APPLIED: 2}
 
 
 def test_order_that_went_on_meanwhile_is_skipped():

@@ -10,7 +10,7 @@ from django.db import connection
 from recovery import plans
 from recovery.actions import Seen, Sight
 from recovery.clock import db_now
-from recovery.models import AuditRecord, Plan, PlanItem
+from recovery.models import AuditRecord, Plan
 from recovery.runner import run_job
 from splits.audit import RECOVERED
 from splits.models import OrderStatus, SplitOrder
@@ -103,7 +103,7 @@ def test_order_that_goes_on_meanwhile_is_gone(monkeypatch):
 
     monkeypatch.setattr(plans, "start", progress_first)
     status, document = run()
-    assert (status, document["recovered"]) == (0, [stuck.number])
+    assert (status, document["recovered"]) == (1, [stuck.number])
     moved.refresh_from_db()
     assert moved.finalize_in_progress
 
@@ -159,7 +159,12 @@ def test_force_takes_young_and_quarantined_ones():
     young = hang(SplitOrderFactory(), age_s=1)
     quarantined = SplitOrderFactory(at=OrderStatus.QUARANTINED)
     assert run()[1]["found"] == []
-    assert run("--force")[1]["recovered"] == [young.number, quarantined.number]
+    with pytest.raises(CommandError, match="--all") as caught:
+        run("--force")
+    assert caught.value.returncode == 2
+    assert run("--force", "--all")[1]["recovered"] == [young.number, quarantined.number]
+    reasons = AuditRecord.objects.filter(target_type="split-order").values_list("reason", flat=True)
+    assert set(reasons) == {"forced"}
 
 
 def test_quarantined_ones_are_reported(settings):
@@ -200,20 +205,20 @@ def test_held_order_is_reported_with_its_holder_and_exits_1():
             cursor.execute("SELECT id FROM splits_splitorder WHERE id = %s FOR UPDATE", [order.pk])
             cursor.execute("SELECT CONNECTION_ID()")
             (connection_id,) = cursor.fetchone()
-            (looked,) = run(order.number, "--dry-run")[1]["hanging"]
+            told, rehearsed = run(order.number, "--dry-run")
+            (looked,) = rehearsed["hanging"]
+            assert told == 1
             status, document = run()
     finally:
         other.close()
     assert status == 1
     (held,) = document["held"]
-    assert len(document["recovered"]) == 2, "who is held comes last, and holds nobody up"
+    assert len(document["recovered"]) == 2, "who is held holds nobody up"
     assert held["number"] == order.number
     assert held["holder"]["connection_id"] == connection_id
     assert looked["holder"]["connection_id"] == connection_id
     order.refresh_from_db()
     assert order.finalize_in_progress
-    items = list(PlanItem.objects.order_by("at", "id").values_list("label", flat=True))
-    assert items[-1] == order.number
     assert run("--reason", "again")[1]["recovered"] == [order.number]
     record = AuditRecord.objects.get(action=RECOVERED, target_id=order.number)
     assert record.evidence["held_before"]["connection_id"] == connection_id

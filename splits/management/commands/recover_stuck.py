@@ -47,8 +47,11 @@ class Command(PlanCommand):
             "--no-retry", action="store_true", help="leave the orders ready, for you to start"
         )
         parser.add_argument(
-            "--force", action="store_true", help="also young ones and quarantined ones"
+            "--force",
+            action="store_true",
+            help="also young ones and quarantined ones; needs NUMBERs, or --all",
         )
+        parser.add_argument("--all", action="store_true", help="with --force: whatever it fits")
         add_pace(parser)
 
     def run(self, **options: Any) -> int:
@@ -74,7 +77,8 @@ class Command(PlanCommand):
             self.say(plan.note)
         if status is not None:
             return status
-        wrong = self.document["held"] or self.document["not_reset"] or self.unknown
+        drifted = any(it.status == ItemStatus.DRIFTED for it in items)
+        wrong = self.document["held"] or self.document["not_reset"] or self.unknown or drifted
         return WRONG if wrong or not plan.has_ended() else DONE
 
     def _tell(self, ids: Sequence[int], items: list[PlanItem] | None = None) -> None:
@@ -121,7 +125,7 @@ class Command(PlanCommand):
         self.document["hanging"] = hanging
         plans.note_preview(wanted, fitting=len(hanging), excluded=0)
         self.say("nothing has been changed")
-        return WRONG if self.unknown else DONE
+        return WRONG if self.unknown or asked else DONE
 
 
 def _wanted(options: Mapping[str, Any]) -> Wanted:
@@ -139,6 +143,8 @@ def _wanted(options: Mapping[str, Any]) -> Wanted:
     except WrongParametersError as error:
         raise UsageError("--threshold takes seconds: a number from 0 to a billion") from error
     numbers = list(dict.fromkeys(options["numbers"]))
+    if options["force"] and bool(numbers) == options["all"]:
+        raise UsageError("--force takes healthy orders too: name the NUMBERs, or add --all")
     found = action.candidates(parameters)
     if numbers:
         found = found.filter(number__in=numbers)
@@ -146,9 +152,15 @@ def _wanted(options: Mapping[str, Any]) -> Wanted:
     ids = list(found.order_by("pk").values_list("pk", flat=True))
     selection = {"numbers": numbers} if numbers else {"all": True}
     reason = options["reason"].strip()
-    reason = reason or f"no progress for more than {parameters['threshold_s']:g} s"
+    reason = reason or _why(parameters)
     pace = pace_of(options, halt_share=None if options["canary"] else 1)
     return Wanted(action.name, ids, cli_actor(), reason, parameters, selection, pace)
+
+
+def _why(parameters: Mapping[str, Any]) -> str:
+    if parameters["force"]:
+        return "forced"
+    return f"no progress for more than {parameters['threshold_s']:g} s"
 
 
 def _unknown(numbers: list[str]) -> list[str]:
