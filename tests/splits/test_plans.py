@@ -127,8 +127,8 @@ def test_rows_that_are_held_do_not_hold_up_the_plan(second_connection, monkeypat
     plans.start(plan.pk, actor="anna")
     with second_connection.cursor() as cursor:
         cursor.execute("START TRANSACTION")
-        ids = tuple(it.pk for it in orders[:2])
-        cursor.execute("SELECT id FROM splits_splitorder WHERE id IN %s FOR UPDATE", [ids])
+        for it in orders[:2]:
+            cursor.execute("SELECT id FROM splits_splitorder WHERE id = %s FOR UPDATE", [it.pk])
         assert run_job(plans.JOB).status == "ok"
     assert plan.items.counts() == {ItemStatus.HELD: 2, ItemStatus.APPLIED: 2}
 
