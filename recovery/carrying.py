@@ -281,7 +281,7 @@ class Carrier:
         holder = self.action.holder(item.row_id)
         if holder is None:
             try:
-                return with_retries(partial(self._commit, item))
+                return self._changed(item)
             except RowHeldError:
                 holder = self.action.holder(item.row_id) or {}
         change = _Change(

@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 from argparse import SUPPRESS, ArgumentParser, _SubParsersAction
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar
 
@@ -43,6 +43,17 @@ class UsageError(CommandError):
     def __init__(self, message: str) -> None:
         """Keep the message; it says what is accepted."""
         super().__init__(message, returncode=USAGE)
+
+
+def _require_text(options: Mapping[str, Any]) -> None:
+    """Raise UsageError where an argument is not UTF-8."""
+    for name, value in options.items():
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str) and not text.isascii():
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    raise UsageError(f"{name} {text!a} is not UTF-8") from None
 
 
 class OneLineParser(CommandParser):
@@ -112,6 +123,7 @@ class OperatorCommand(BaseCommand):
     def handle(self, *_args: str, **options: Any) -> None:
         """Run, print, and leave with the exit status."""
         self.as_json = options["json"]
+        _require_text(options)
         try:
             status = self.run(**options)
         except (OperationalError, InterfaceError, ProgrammingError) as error:

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 from django.conf import settings
 from tqdm import tqdm
 
-from recovery import plans
+from recovery import ages, plans
 from recovery.actions import Sight
 from recovery.audit import cli_actor
 from recovery.commands import DONE, WRONG, OperatorCommand, UsageError
@@ -25,7 +24,6 @@ SHOWN_ROWS = 10
 LARGEST_ID = 2**63 - 1
 LIKELY_RATE = 200
 """So many rows a second are done about, where the rate sets no limit."""
-UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 TOLD = (
     ItemStatus.DRIFTED,
     ItemStatus.FAILED,
@@ -37,11 +35,11 @@ TOLD = (
 
 
 def age_s(text: str) -> float:
-    """Return the seconds of an age such as ``90``, ``15m``, ``2h``, ``7d``; raise ValueError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is no age such as 90, 15m, 2h or 7d")
-    return float(found[1]) * UNITS_S[found[2]]
+    """Return the seconds of an age."""
+    try:
+        return ages.seconds_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def rate(text: str) -> float:
@@ -145,7 +143,10 @@ class PlanCommand(OperatorCommand):
         plan = plans.create(wanted)
         if not start:
             return self.report(plan, status=DONE)
-        detach = options["detach"] or _takes_s(plan) > settings.JOB_PLAN_FOREGROUND_SEC
+        detach, takes_s = options["detach"], _takes_s(plan)
+        if not detach and takes_s > settings.JOB_PLAN_FOREGROUND_SEC:
+            self.say(f"this takes about {takes_s:.0f} s: it is left to the workers")
+            detach = True
         return self.start_and_follow(plan.pk, detach=detach)
 
     def start_and_follow(self, plan_id: int, *, reason: str = "", detach: bool = False) -> int:

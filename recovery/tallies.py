@@ -18,6 +18,8 @@ from prometheus_client import Metric
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from recovery.pids import may_live
+
 logger = logging.getLogger(__name__)
 
 LOCK = "lock"
@@ -156,10 +158,5 @@ def _is_alive(path: Path) -> bool:
     owner = path.stem.rpartition("_")[2]
     if owner == MERGED:
         return True
-    try:
-        os.kill(int(owner.partition("-")[0]), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        return True  # another user's process
-    return True
+    pid = owner.partition("-")[0]
+    return pid.isdecimal() and may_live(int(pid))

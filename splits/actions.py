@@ -1,7 +1,6 @@
 """What operators may do to split orders: recover, retry, release, cancel, reverse."""
 
-from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from django.conf import settings
@@ -22,7 +21,7 @@ from recovery.clock import db_now
 from splits import audit, lifecycle, stuck
 from splits.audit import Author
 from splits.errors import SplitError
-from splits.holders import Holder, find_holder
+from splits.holders import HOLDERS_CHANGE, Holder, find_holder
 from splits.lifecycle import FINALIZE_JOB
 from splits.models import FinalizeStep, OrderStatus, SplitOrder, StepName
 from splits.stuck import Found, Recovery, Result
@@ -73,20 +72,19 @@ class OrderAction(Action[SplitOrder]):
 class VerbAction(OrderAction):
     """An action that is one of ``splits.lifecycle``'s verbs."""
 
+    verb: ClassVar[Callable[..., bool]]
+    """Changes the order and writes the record; False: it was so already."""
+
     def apply(self, row: SplitOrder, by: By) -> str:
         """Change the order by its verb, which writes the record."""
         author = Author(by.actor, by.reason, by.run_id, by.plan_id)
         try:
-            changed = self.verb(row.pk, author)
+            changed = self.verb(row.pk, author=author)
         except SplitError as error:
             raise RefusedError(str(error)) from error
         if not changed:
             raise RefusedError("it was so already")
         return self.audit_action.rpartition("-")[2]
-
-    @abstractmethod
-    def verb(self, order_id: int, author: Author) -> bool:
-        """Do it; False: it was so already."""
 
 
 def _fared(targets: Sequence[Target]) -> dict[int, Seen]:
@@ -129,11 +127,8 @@ class Retry(Starting, VerbAction):
     summary = "Give failed orders fresh attempts, due at once."
     permission = "splits.retry_splitorder"
     audit_action = audit.RETRIED
+    verb = staticmethod(lifecycle.retry)
     fitting = (OrderStatus.FAILED,)
-
-    def verb(self, order_id: int, author: Author) -> bool:
-        """Retry."""
-        return lifecycle.retry(order_id, author=author)
 
 
 @action
@@ -144,11 +139,8 @@ class Release(Starting, VerbAction):
     summary = "Let quarantined orders go, ready with fresh counters."
     permission = "splits.release_splitorder"
     audit_action = audit.RELEASED
+    verb = staticmethod(lifecycle.release)
     fitting = (OrderStatus.QUARANTINED,)
-
-    def verb(self, order_id: int, author: Author) -> bool:
-        """Release."""
-        return lifecycle.release(order_id, author=author)
 
 
 @action
@@ -159,6 +151,7 @@ class Cancel(VerbAction):
     summary = "Cancel orders that have not moved stock; their lots are free again."
     permission = "splits.cancel_splitorder"
     audit_action = audit.CANCELLED
+    verb = staticmethod(lifecycle.cancel)
     fitting = (OrderStatus.DRAFT, OrderStatus.READY, OrderStatus.FAILED, OrderStatus.QUARANTINED)
 
     def misfits(
@@ -175,10 +168,6 @@ class Cancel(VerbAction):
         """Return what a cancellation changes."""
         return {"status": OrderStatus.CANCELLED.value, "next_finalize_at": None}
 
-    def verb(self, order_id: int, author: Author) -> bool:
-        """Cancel."""
-        return lifecycle.cancel(order_id, author=author)
-
 
 @action
 class Reverse(VerbAction):
@@ -188,6 +177,7 @@ class Reverse(VerbAction):
     summary = "Undo finalized orders whose child lots are untouched, by a reversing transaction."
     permission = "splits.reverse_splitorder"
     audit_action = audit.REVERSED
+    verb = staticmethod(lifecycle.reverse)
     fitting = (OrderStatus.FINALIZED,)
 
     def misfits(
@@ -201,10 +191,6 @@ class Reverse(VerbAction):
     def becomes(self, row: SplitOrder, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a reversal changes."""
         return {"status": OrderStatus.REVERSED.value, "publishes": row.reversal_key}
-
-    def verb(self, order_id: int, author: Author) -> bool:
-        """Reverse."""
-        return lifecycle.reverse(order_id, author=author)
 
 
 @action
@@ -283,11 +269,9 @@ class Recover(Starting, OrderAction):
         if order is None or ended not in set(Result):
             return
         # A reset has raised the epoch that was seen; a quick worker may have raised it again.
-        after = result.get("after") or {}
-        epoch = order.finalize_epoch if ended == Result.HELD else int(after["epoch"]) - 1
-        attempts = int(after.get("attempts", order.finalize_attempts))
-        found = Found(order.pk, order.number, epoch, attempts)
+        known = result.get("after") or audit.facts(order)
+        epoch = int(known["epoch"]) - (0 if ended == Result.HELD else 1)
+        found = Found(order.pk, order.number, epoch, int(known["attempts"]))
         stuck.note(found, Recovery(order.number, Result(ended)))
         if ended == Result.HELD:
-            known = result["holder"] or {"hint": "The holders change."}
-            stuck.note_holder(found, Holder(**known))
+            stuck.note_holder(found, Holder(**(result["holder"] or {"hint": HOLDERS_CHANGE})))

@@ -51,6 +51,7 @@ NO_PRIVILEGE = (
     " GRANT PROCESS (and, on MySQL 8, SELECT ON performance_schema.*) to name the holder."
 )
 NOT_SHOWN = "The server did not show the holder within the time waited."
+HOLDERS_CHANGE = "The holders change."
 SQLITE = "Another process is writing: SQLite has one write lock for the whole database."
 
 

@@ -7,7 +7,7 @@ from django.db import connection, transaction
 from recovery import audit, restoring
 from recovery.errors import with_retries
 from splits.audit import Author
-from splits.holders import Holder, find_holder
+from splits.holders import HOLDERS_CHANGE, Holder, find_holder
 from splits.models import SplitOrder
 
 AT_ONCE = 500
@@ -42,7 +42,7 @@ def raise_epochs(to: int, *, author: Author) -> Raised:
         if holder is None and _raise([pk], to, author):
             raised.count += 1
         else:
-            raised.held[number] = holder or Holder(hint="The holders change.")
+            raised.held[number] = holder or Holder(hint=HOLDERS_CHANGE)
     return raised
 
 

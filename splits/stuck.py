@@ -18,7 +18,7 @@ from recovery.runner import Run
 from recovery.wakeups import wake_on_commit
 from splits import audit, lifecycle, metrics
 from splits.audit import Author
-from splits.holders import Holder, find_holder
+from splits.holders import HOLDERS_CHANGE, Holder, find_holder
 from splits.models import OrderStatus, SplitOrder, StuckSighting
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def name_holder(found: Found, request: Request) -> Recovery:
             recovery = recover(found, request)
             if recovery.result is not Result.HELD:
                 return recovery
-            holder = find_holder(found.order_id) or Holder(hint="The holders change.")
+            holder = find_holder(found.order_id) or Holder(hint=HOLDERS_CHANGE)
         note_holder(found, holder)
     return Recovery(found.number, Result.HELD, holder)
 

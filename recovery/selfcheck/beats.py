@@ -55,8 +55,10 @@ def _with_key(job: Job, row: JobRow, limit_s: int, evidence: str) -> Answer:
 def _lag_s(name: str, beat_at: datetime) -> float | None:
     """Return by how much the key is older than the row's beat; None: there is none to be read."""
     text = link.call(lambda client: client.get(HEARTBEAT_KEY.format(name=name)))
+    if not isinstance(text, bytes | str):
+        return None
     try:
-        at = datetime.fromisoformat(json.loads(text)["at"])  # type: ignore[arg-type]
+        at = datetime.fromisoformat(json.loads(text)["at"])
     except (KeyError, TypeError, ValueError):
         return None
     return (beat_at - at).total_seconds()

@@ -93,8 +93,9 @@ def _proven(limit: Limit) -> str:
 
 
 def _is_finite(value: object, *, least: float) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value >= least  # type: ignore[arg-type, operator]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and value >= least
 
 
 def walk(limit: Limit) -> Walk:

@@ -1,12 +1,12 @@
 """The figures of the demo's page: few statements, none that grows with anything but the demo."""
 
-import os
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ledger.models import OutboxEntry, Posting
 from recovery.leases import HOST
 from recovery.models import Job, JobRun
+from recovery.pids import may_live
 from splits.demo.progress import Progress, progress
 
 WORKERS_SEEN_WITHIN_S = 15
@@ -59,12 +59,4 @@ def _workers(now: datetime) -> list[int]:
     """Return the processes of this host that ran a job just now and live."""
     recent = JobRun.objects.filter(started_at__gt=now - timedelta(seconds=WORKERS_SEEN_WITHIN_S))
     pids = recent.filter(host=HOST).order_by().values_list("pid", flat=True).distinct()
-    return sorted(pid for pid in pids if _lives(pid))
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
+    return sorted(pid for pid in pids if may_live(pid))

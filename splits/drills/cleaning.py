@@ -1,7 +1,7 @@
 """Undo what drills made: from whatever state they, or whoever killed them, left it in."""
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db.models import QuerySet
 
@@ -132,7 +132,13 @@ def _no_entry_waits(code: str, author: Author) -> bool:
 
 def leftovers() -> list[str]:
     """Return the codes of drills that are over, or were killed, and left something behind."""
-    return [code for code in sorted(set(_unsettled())) if not is_under_way(code)]
+    return [code for code in sorted(set(_unsettled())) if not under_way_until(code)]
+
+
+def under_way() -> dict[str, datetime]:
+    """Return the codes of drills that may still be at work, each with until when at most."""
+    found = ((code, under_way_until(code)) for code in sorted(set(_unsettled())))
+    return {code: until for code, until in found if until}
 
 
 def _unsettled() -> Iterator[str]:
@@ -150,12 +156,12 @@ def _unsettled() -> Iterator[str]:
     yield from filter(None, map(code_of, names))
 
 
-def is_under_way(code: str) -> bool:
-    """Tell whether drill ``code`` may still be at work, on this host or another one."""
+def under_way_until(code: str) -> datetime | None:
+    """Return until when drill ``code`` may be at work, here or on another host; None: it is not."""
     records = AuditRecord.objects.filter(target_type=TARGET, target_id=code)
     started = records.filter(action=STARTED).first()
     if started is None or records.filter(action=FINISHED).exists():
-        return False
+        return None
     facts = started.evidence
-    longest = timedelta(seconds=facts["timeout_s"] + CLEANING_S + SLACK_S)
-    return may_live(facts["host"], facts["pid"]) and db_now() < started.at + longest
+    until = started.at + timedelta(seconds=facts["timeout_s"] + CLEANING_S + SLACK_S)
+    return until if may_live(facts["host"], facts["pid"]) and db_now() < until else None

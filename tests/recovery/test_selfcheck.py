@@ -1,6 +1,7 @@
 """``manage.py selfcheck``: five questions a job; each says no, and why, when it is broken."""
 
 import json
+import sqlite3
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -779,3 +780,18 @@ def test_checks_that_would_stop_other_commands_are_findings(manage):
     errors = [it for it in done.json()["findings"] if it["severity"] == "error"]
     assert "recovery.E003" in {it["id"] for it in errors}
     assert link.configured() == bool(current.REDIS_URL)
+
+
+@pytest.mark.sqlite
+def test_database_that_takes_no_write_ends_it_at_once():
+    """Each question would wait for the lock in its turn, for minutes in all."""
+    other = sqlite3.connect(connection.settings_dict["NAME"], isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA busy_timeout = 50")
+        with pytest.raises(CommandError, match="database is locked"):
+            call_command("selfcheck")
+    finally:
+        other.close()
+        connection.close()

@@ -71,6 +71,11 @@ CASES = [
     (["recover_stuck", "--threshold"], "expected one argument"),
     (["recover_stuck", "--threshold", "5m"], "seconds"),
     (["recover_stuck", "--threshold=-1"], "seconds"),
+    (["recover_stuck", "--force"], "--all"),
+    (["recover_stuck", "--force", "SO-1", "--all"], "--all"),
+    (["recover_stuck", "\udcff"], "not UTF-8"),
+    (["plans", "create", "split.cancel", "\udcff", "--reason", "x"], "not UTF-8"),
+    (["dlq", "discard", "--all", "--reason", "\udcff"], "not UTF-8"),
     (["run_job"], "required: name"),
     (["run_job", "processLedgerOutbx"], "processLedgerOutbox"),
     (["selfcheck", "processLedgerOutbx"], "processLedgerOutbox"),
@@ -90,7 +95,7 @@ def typed(capsys, name, *arguments):
     return leaving.value.code, lines
 
 
-@pytest.mark.parametrize(("arguments", "says"), CASES, ids=[" ".join(it) for it, _ in CASES])
+@pytest.mark.parametrize(("arguments", "says"), CASES, ids=[ascii(" ".join(it)) for it, _ in CASES])
 def test_wrong_usage_is_one_helpful_line_and_status_2(capsys, arguments, says):
     schedules.mend()
     status, lines = typed(capsys, *arguments)

@@ -324,12 +324,14 @@ def test_drill_whose_reader_is_gone_cleans_up(transactional_db):
 )
 def test_what_a_killed_drill_leaves_is_cleaned_up(manage, eventually, name, fault):
     started = stopped(manage, eventually, name, fault)
-    assert drill("--clean") == (0, {"cleaned": [], "left": {}})  # it lives
+    status, document = drill("--clean")
+    assert (status, document["cleaned"], len(document["under_way"])) == (1, [], 1), "it lives"
     started.kill_all()
     code = AuditRecord.objects.get(action="drill-started").target_id
     assert Lot.objects.filter(code__startswith=code).exists()
     done = manage("drill", "--clean", "--json", env={**SHORT, "REDIS_URL": ""})
-    assert (done.returncode, done.json()) == (0, {"cleaned": [code], "left": {}}), done.stderr
+    cleaned = {"cleaned": [code], "left": {}, "under_way": {}}
+    assert (done.returncode, done.json()) == (0, cleaned), done.stderr
     assert_nothing_is_left(code)
 
 

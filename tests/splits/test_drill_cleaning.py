@@ -1,6 +1,6 @@
 """What drills leave behind: from every state back to nothing; others' things are never touched."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from django.db import transaction
@@ -21,7 +21,7 @@ from splits.errors import OutputsTouchedError
 from splits.finalize import Ending, finalize
 from splits.models import FinalizeStep, Lot, LotStatus, OrderStatus, SplitOrder, StepName
 from tests.factories import SplitOrderFactory, hang
-from tests.splits.drills import AUTHOR, assert_nothing_is_left, exercise, perform
+from tests.splits.drills import AUTHOR, assert_nothing_is_left, drill, exercise, perform
 from tests.splits.endpoint import serving
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -228,8 +228,19 @@ def test_drill_is_under_way_while_its_process_may_live(facts, under_way):
     it = exercise()
     make_order(it.code)
     started(it.code, **facts)
-    assert cleaning.is_under_way(it.code) is under_way
-    assert (cleaning.leftovers() == []) is under_way
+    assert list(cleaning.under_way()) == ([it.code] if under_way else [])
+    assert cleaning.leftovers() == ([] if under_way else [it.code])
+
+
+def test_drill_of_another_host_that_may_be_at_work_is_named():
+    it = exercise()
+    make_order(it.code)
+    started(it.code, host="elsewhere")
+    status, document = drill("--clean")
+    assert (status, document["cleaned"]) == (1, [])
+    (until,) = document["under_way"].values()
+    assert list(document["under_way"]) == [it.code]
+    assert db_now() < datetime.fromisoformat(until) < db_now() + HOUR
 
 
 def test_drill_that_finished_is_over():

@@ -8,7 +8,7 @@ from django.test.utils import CaptureQueriesContext
 
 from ledger.models import OutboxEntry
 from recovery import foreground, plans
-from recovery.actions import WrongParametersError
+from recovery.actions import RefusedError, RowHeldError, WrongParametersError
 from recovery.foreground import Follower, repair
 from recovery.models import AuditRecord, ItemStatus, PlanStatus
 from recovery.plans import Pace, PlanError, Wanted
@@ -86,14 +86,23 @@ def test_each_order_that_cannot_be_reversed_is_left_out_with_its_own_reason():
 
 
 def test_preview_of_reversals_asks_as_often_for_three_as_for_thirty():
-    counts = []
+    counts, longest = [], []
+
+    def noting(execute, sql, params, *rest):
+        longest.append(len(params or ()))
+        return execute(sql, params, *rest)
+
     for more in (3, 27):
         for _ in range(more):
             SplitOrderFactory(at=OrderStatus.FINALIZED)
         ids = list(SplitOrder.objects.values_list("pk", flat=True))
-        with CaptureQueriesContext(connection) as asked:
+        with (
+            CaptureQueriesContext(connection) as asked,
+            connection.execute_wrapper(noting),
+        ):
             shown = list(plans.preview(Wanted("split.reverse", ids, "anna", "x")))
         assert [it.misfit for it in shown] == [""] * len(ids)
+        assert max(longest) <= len(ids) + 5, "no value a lot: there may be thousands"
         counts.append(len(asked))
     assert counts == [counts[0]] * 2
 
@@ -131,6 +140,29 @@ def test_rows_that_are_held_do_not_hold_up_the_plan(second_connection, monkeypat
             cursor.execute("SELECT id FROM splits_splitorder WHERE id = %s FOR UPDATE", [it.pk])
         assert run_job(plans.JOB).status == "ok"
     assert plan.items.counts() == {ItemStatus.HELD: 2, ItemStatus.APPLIED: 2}
+
+
+def test_row_whose_holder_is_gone_by_now_may_still_be_refused(monkeypatch):
+    order = hang(SplitOrderFactory())
+    tries = iter([True])
+    lock = Recover.lock
+
+    def held_at_first(self, row_id):
+        if next(tries, False):
+            raise RowHeldError
+        return lock(self, row_id)
+
+    def refuse(self, row, by):
+        raise RefusedError("not now")
+
+    monkeypatch.setattr(Recover, "lock", held_at_first)
+    monkeypatch.setattr(Recover, "holder", lambda _self, _row_id: None)
+    monkeypatch.setattr(Recover, "apply", refuse)
+    plan = plans.create(Wanted("split.recover", [order.pk], "anna", "x"))
+    plans.start(plan.pk, actor="anna", here=True)
+    plan = Follower(plan.pk).to_its_end()
+    assert plan.items.get().note == "not now"
+    assert (plan.status, plan.items.get().status) == (PlanStatus.DONE, ItemStatus.FAILED)
 
 
 def test_order_that_went_on_meanwhile_is_skipped():

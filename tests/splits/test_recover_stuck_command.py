@@ -5,7 +5,7 @@ import json
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import OperationalError, connection
 
 from recovery import plans
 from recovery.actions import Seen, Sight
@@ -68,6 +68,45 @@ def test_dry_run_changes_nothing():
     record = AuditRecord.objects.get()  # the one line that a rehearsal leaves
     assert (record.action, record.reason) == ("plan-previewed", "look")
     assert not Plan.objects.exists()
+
+
+def test_look_that_cannot_be_noted_is_shown_all_the_same(monkeypatch):
+    def locked(*_args, **_facts):
+        raise OperationalError("database is locked")
+
+    order = hang(SplitOrderFactory())
+    monkeypatch.setattr(plans, "note_preview", locked)
+    monkeypatch.setattr("splits.management.commands.recover_stuck.is_row_locked", lambda _: True)
+    status, document = run("--dry-run")
+    assert (status, document["found"], document["not_noted"]) == (
+        1, [order.number], "database is locked",
+    )  # fmt: skip
+
+
+def test_plan_that_takes_long_is_left_to_the_workers_and_says_so(settings):
+    settings.JOB_PLAN_FOREGROUND_SEC = 10
+    for _ in range(3):
+        hang(SplitOrderFactory())
+    out = io.StringIO()
+    call_command("recover_stuck", "--rate", "0.1", stdout=out)
+    assert "this takes about 30 s: it is left to the workers" in out.getvalue()
+    assert SplitOrder.objects.filter(finalize_in_progress=True).count() == 3
+
+
+@pytest.mark.parametrize("left", [EOFError, KeyboardInterrupt])
+def test_no_answer_is_a_no(monkeypatch, left):
+    def leave(_question):
+        raise left
+
+    orders = [hang(SplitOrderFactory()) for _ in range(11)]
+    monkeypatch.setattr("builtins.input", leave)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    out = io.StringIO()
+    with pytest.raises(SystemExit) as leaving:
+        call_command("recover_stuck", stdout=out)
+    assert (leaving.value.code, "nothing has been changed" in out.getvalue()) == (1, True)
+    assert SplitOrder.objects.filter(finalize_in_progress=True).count() == len(orders)
 
 
 def test_nothing_found_leaves_no_plan():

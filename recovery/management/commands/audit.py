@@ -1,6 +1,5 @@
 """``audit``: what was changed, by whom and why."""
 
-import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
@@ -11,14 +10,13 @@ from uuid import UUID
 from django.core.management.base import CommandParser
 from django.utils import timezone
 
+from recovery import ages
 from recovery.clock import db_now
 from recovery.commands import DONE, OperatorCommand, UsageError
 from recovery.models import AuditRecord
 from recovery.search import Search, UnboundedError, as_dict, find
 from recovery.spool import Spool
 
-AGE = re.compile(r"(\d+)([smhdw])")
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 SHOWN = 50
 COLUMNS = "{:<19}  {:<26}  {:<36}  {:<42}  {}"
 
@@ -128,16 +126,15 @@ def _moment(option: str, text: str | None, now: datetime) -> datetime | None:
     """Return the moment that a time or an age stands for; raise UsageError."""
     if text is None:
         return None
-    age = AGE.fullmatch(text)
     try:
-        if age:
-            return now - timedelta(**{UNITS[age[2]]: int(age[1])})
+        if text[-1:] in ages.UNITS_S:
+            return now - timedelta(seconds=ages.seconds_of(text))
         moment = datetime.fromisoformat(text)
         aware = moment if timezone.is_aware(moment) else timezone.make_aware(moment)
         return aware.astimezone(now.tzinfo)
     except (ValueError, OverflowError):
         raise UsageError(
-            f"{option} {text!r}: give a time (2026-11-24T12:30Z) or an age (90s, 30m, 24h, 7d, 2w)"
+            f"{option} {text!r}: give a time (2026-11-24T12:30Z) or an age ({ages.FORM})"
         ) from None
 
 

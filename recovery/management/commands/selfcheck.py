@@ -9,6 +9,7 @@ from django.core.management.base import CommandParser
 from recovery import registry
 from recovery.commands import DONE, WRONG, OperatorCommand, UsageError
 from recovery.models import Job
+from recovery.rehearsing import rolled_back
 from recovery.selfcheck.answers import Answer, answers
 from recovery.selfcheck.findings import Finding, Severity, examine_all, in_order
 from recovery.selfcheck.questions import QUESTIONS
@@ -36,7 +37,8 @@ class Command(OperatorCommand):
     def run(self, **options: Any) -> int:
         """Ask and examine; 1 where something is wrong."""
         jobs = _jobs(options["jobs"])
-        Job.objects.exists()  # without a database, or its tables, there is nothing to be asked
+        with rolled_back():  # without a database that takes a write nothing can be asked
+            Job.objects.exists()
         asked = {job.name: answers(job, QUESTIONS) for job in jobs}
         seen = [
             it for of_job in asked.values() for answer in of_job.values() for it in answer.findings

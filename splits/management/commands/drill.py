@@ -114,14 +114,21 @@ class Command(OperatorCommand):
         return WRONG if ending.why else DONE
 
     def clean(self, reason: str) -> int:
-        """Clean up what killed drills left; 1: something could not be."""
+        """Clean up what killed drills left; 1: something could not be, or not yet."""
         with _interruptible():
             cleaned = self.clean_leftovers(reason)
         left = {code: rest for code, rest in cleaned.items() if rest}
-        self.document = {"cleaned": [code for code in cleaned if code not in left], "left": left}
-        if not cleaned:
+        waits = {code: until.isoformat() for code, until in cleaning.under_way().items()}
+        self.document = {
+            "cleaned": [code for code in cleaned if code not in left],
+            "left": left,
+            "under_way": waits,
+        }
+        for code, until in waits.items():
+            self.say(f"{code} may still be at work, until {until} at most: clean up after that")
+        if not cleaned and not waits:
             self.say("nothing to clean up")
-        return WRONG if left else DONE
+        return WRONG if left or waits else DONE
 
     def clean_leftovers(self, reason: str) -> dict[str, list[str]]:
         """Clean up after drills that are over; return what is left of each."""

@@ -6,12 +6,14 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import CommandParser
+from django.db import OperationalError
 
 from recovery import actions, plans
 from recovery.actions import WrongParametersError
 from recovery.audit import cli_actor
 from recovery.clock import db_now
 from recovery.commands import DONE, WRONG, UsageError
+from recovery.errors import is_row_locked
 from recovery.models import ItemStatus, Plan, PlanItem
 from recovery.plancommand import PlanCommand, add_pace, pace_of
 from recovery.plans import PlanError, Wanted
@@ -123,9 +125,21 @@ class Command(PlanCommand):
             )
             self.say(_hanging_text(order, age_s, holder))
         self.document["hanging"] = hanging
-        plans.note_preview(wanted, fitting=len(hanging), excluded=0)
+        noted = self._note(wanted, len(hanging))
         self.say("nothing has been changed")
-        return WRONG if self.unknown or asked else DONE
+        return DONE if noted and not self.unknown and not asked else WRONG
+
+    def _note(self, wanted: Wanted, count: int) -> bool:
+        """Leave the audit record of the look; False: a hanging writer lets nobody write."""
+        try:
+            plans.note_preview(wanted, fitting=count, excluded=0)
+        except OperationalError as error:
+            if not is_row_locked(error):
+                raise
+            self.document["not_noted"] = str(error)
+            self.say(f"without an audit record of this look: {error}; another process is writing")
+            return False
+        return True
 
 
 def _wanted(options: Mapping[str, Any]) -> Wanted:

@@ -1,0 +1,16 @@
+"""Ages as people type them: ``90``, ``15m``, ``2h``, ``7d``, ``2w``."""
+
+import re
+
+FORM = "90s, 30m, 24h, 7d, 2w"
+UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+_parts = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([smhdw]?)").fullmatch
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds of an age; without a unit they are meant. Raises ValueError."""
+    found = _parts(text.strip())
+    if not found:
+        raise ValueError(f"{text!r} is no age such as {FORM}")
+    return float(found[1]) * UNITS_S[found[2]]
