@@ -240,6 +240,7 @@ def test_cluster_started_without_redis_takes_it_up_once_it_is_there(redis_up, pr
     posted(publish_one())
     redis_up.start()
     is_on_the_upper_rung_again(site, redis_up)
+    eventually(lambda: each_job_ran(2, begin))
     nobody_was_late(begin)
     log = site.stop()
     assert (log["redis_down"], log["redis_back"]) == (1, 1)
