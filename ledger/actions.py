@@ -35,6 +35,7 @@ DEAD = "outbox-entry-dead"
 REDRIVEN = "outbox-entry-redriven"
 EDITED = "outbox-entry-edited"
 DISCARDED = "outbox-entry-discarded"
+NOT_DEAD = "it is not dead any more"
 AUDITED = (DEAD, REDRIVEN, EDITED, DISCARDED)
 
 WAITS_FROM_S = 10
@@ -101,13 +102,12 @@ class EntryAction(Action[OutboxEntry]):
             raise RefusedError(misfit)
         before = facts(row)
         evidence = self._change(row, by)
-        after = OutboxEntry.objects.defer("payload").get(pk=row.pk)
-        _record(self.audit_action, row, by, before=before, after=facts(after), evidence=evidence)
+        _record(self.audit_action, row, by, before=before, after=facts(row), evidence=evidence)
         return self.audit_action.rpartition("-")[2]
 
     @abstractmethod
     def _change(self, row: OutboxEntry, by: By) -> dict[str, Any]:
-        """Change the dead entry; return what the record says besides."""
+        """Change the dead entry, and ``row`` with it; return what the record says besides."""
 
 
 def _is_id(key: str) -> bool:
@@ -146,6 +146,14 @@ def _record(
     )
 
 
+def _redrive(row: OutboxEntry) -> None:
+    """Give a dead entry fresh attempts, in the table and in ``row``."""
+    if not OutboxEntry.objects.filter(pk=row.pk).redrive():
+        raise RefusedError(NOT_DEAD)
+    row.status, row.attempts, row.last_error_code = EntryStatus.PENDING, 0, ""
+    _let_go_on(row)
+
+
 def _let_go_on(row: OutboxEntry) -> None:
     """Let the aggregate go on: the entry out of the files, its parked followers due."""
     dlq.take_out([row.pk])
@@ -180,9 +188,9 @@ class Redrive(EntryAction):
         return {"status": EntryStatus.PENDING.value, "attempts": 0, "code": ""}
 
     def _change(self, row: OutboxEntry, by: By) -> dict[str, Any]:
-        OutboxEntry.objects.filter(pk=row.pk).redrive()
-        _let_go_on(row)
-        return {"code": row.last_error_code, "error": row.last_error}
+        why = {"code": row.last_error_code, "error": row.last_error}
+        _redrive(row)
+        return why
 
     def after(self, row: OutboxEntry) -> dict[str, Any]:
         """Return what every redriven entry is."""
@@ -236,7 +244,9 @@ class Discard(EntryAction):
         return {"status": EntryStatus.DISCARDED.value}
 
     def _change(self, row: OutboxEntry, by: By) -> dict[str, Any]:
-        OutboxEntry.objects.filter(pk=row.pk).discard()
+        if not OutboxEntry.objects.filter(pk=row.pk).discard():
+            raise RefusedError(NOT_DEAD)
+        row.status = EntryStatus.DISCARDED
         _let_go_on(row)
         return {"code": row.last_error_code, "error": row.last_error}
 
@@ -294,17 +304,18 @@ class Edit(EntryAction):
     def _change(self, row: OutboxEntry, by: By) -> dict[str, Any]:
         this, payload = OutboxEntry.objects.filter(pk=row.pk), by.parameters["payload"]
         original = dlq.stored_payload(row.pk)
-        this.edit(payload, self._hash(row, by.parameters))
+        why = {"code": row.last_error_code, "error": row.last_error}
+        row.content_hash = self._hash(row, by.parameters)
+        if not this.edit(payload, row.content_hash):
+            raise RefusedError(NOT_DEAD)
         if by.parameters["redrive"]:
-            this.redrive()
-            _let_go_on(row)
+            _redrive(row)
         return {
+            **why,
             "original": _readable(original),
             "edited": payload,
             "diff": _diff(original, payload),
             "redriven": by.parameters["redrive"],
-            "code": row.last_error_code,
-            "error": row.last_error,
         }
 
 

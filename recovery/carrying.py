@@ -57,6 +57,10 @@ class OvertakenError(Exception):
     """The plan was paused, cancelled or taken over: what is uncommitted is rolled back."""
 
 
+class _KeptBeforeError(Exception):
+    """A COMMIT whose answer was lost has kept the item: what was done again is rolled back."""
+
+
 @dataclass(frozen=True)
 class _Change:
     """What became of one row, to be kept."""
@@ -207,8 +211,8 @@ class Carrier:
                     raise
                 time.sleep(pause_s)
             except RefusedError as refused:
-                change = _Change(ItemStatus.FAILED, str(refused))
-                return with_retries(partial(self._keep, item, change))
+                failed = partial(_Change, ItemStatus.FAILED, str(refused))
+                return with_retries(partial(self._keep, item, failed))
             except (OvertakenError, LeaseLostError):
                 raise
             except Exception as error:
@@ -216,30 +220,25 @@ class Carrier:
                 if is_infrastructure(error):
                     raise
                 logger.exception("plan_row_failed", extra=self._facts(item))
-                change = _Change(ItemStatus.FAILED, f"{type(error).__name__}: {error}")
-                return with_retries(partial(self._keep, item, change))
+                failed = partial(_Change, ItemStatus.FAILED, f"{type(error).__name__}: {error}")
+                return with_retries(partial(self._keep, item, failed))
 
     def _commit(self, item: PlanItem) -> _Change | None:
-        with transaction.atomic():
-            if not self._claim(item):
-                return None
-            return self._kept(item, self._change(item))
+        return self._keep(item, partial(self._change, item))
 
-    def _keep(self, item: PlanItem, change: _Change) -> _Change | None:
-        with transaction.atomic():
-            return self._kept(item, change) if self._claim(item) else None
-
-    def _claim(self, item: PlanItem) -> bool:
-        """Lock the item if it still waits."""
-        this = PlanItem.objects.filter(pk=item.pk).waiting()
-        return this.select_for_update().values_list("pk").first() is not None
+    def _keep(self, item: PlanItem, change: Callable[[], _Change]) -> _Change | None:
+        try:
+            with transaction.atomic():
+                return self._kept(item, change())
+        except _KeptBeforeError:
+            return None
 
     def _kept(self, item: PlanItem, change: _Change) -> _Change:
-        """Note what became of a claimed item; last of all ask whether we may go on."""
+        """Note what became of an item that waits; last of all ask whether we may go on."""
         stage = self.plan.stage if change.applied else None
-        PlanItem.objects.filter(pk=item.pk).become(
-            change.status, note=change.note, result=change.result, stage=stage
-        )
+        this = PlanItem.objects.filter(pk=item.pk).waiting()
+        if not this.become(change.status, note=change.note, result=change.result, stage=stage):
+            raise _KeptBeforeError
         self._hold_on(change.tally())
         return change
 
@@ -284,10 +283,10 @@ class Carrier:
                 return self._changed(item)
             except RowHeldError:
                 holder = self.action.holder(item.row_id) or {}
-        change = _Change(
-            ItemStatus.HELD, "held by another database transaction", {"holder": holder}
+        held = partial(
+            _Change, ItemStatus.HELD, "held by another database transaction", {"holder": holder}
         )
-        return with_retries(partial(self._keep, item, change))
+        return with_retries(partial(self._keep, item, held))
 
     def _facts(self, item: PlanItem) -> dict[str, Any]:
         return {"plan": self.plan.pk, "action": self.plan.action, "row": item.label}

@@ -4,7 +4,7 @@ import json
 from datetime import timedelta
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, connection
 
 from ledger import dlq
 from ledger.models import Account, DeadLetter, EntryStatus, OutboxEntry, Transaction
@@ -17,6 +17,12 @@ from recovery.plans import CANARY, Pace, PlanError, Wanted
 from tests.ledger.entries import assert_books_balance, drain, into, make_due, put, state
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+
+LOST = {
+    "mysql": (2013, "Lost connection to server during query"),
+    "sqlite": ("database is locked",),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -279,6 +285,23 @@ def test_ended_plans_go_after_their_days_and_no_other(monkeypatch):
     assert runner.run_job("auditArchive").result == {"plan_rows_deleted": 15, "plans_deleted": 3}
     assert not Plan.objects.filter(pk__in=[it.pk for it in ended]).exists()
     assert {it.items.count() for it in (halted, young)} == {5}
+
+
+def test_row_whose_commit_was_not_answered_is_done_once(monkeypatch):
+    (entry,) = die()
+    keep, lost = carrying.Carrier._keep, iter([True])
+
+    def answer_lost(self, item, change):
+        kept = keep(self, item, change)
+        if next(lost, False):
+            raise OperationalError(*LOST[connection.vendor])
+        return kept
+
+    monkeypatch.setattr(carrying.Carrier, "_keep", answer_lost)
+    plan = carried(plans.create(wanted([entry])))
+    assert (plan.status, plan.rows_done) == (PlanStatus.DONE, 1)
+    assert plan.items.get().status == ItemStatus.APPLIED, "it did not drift: we changed it"
+    assert redriven().count() == 1
 
 
 def test_entries_are_chosen_by_when_they_were_published():
