@@ -22,6 +22,7 @@ from settings.jobs import (
 )
 from settings.logs import logging_config, secrets_of
 from settings.metrics import count_in
+from settings.skin import UNFOLD  # noqa: F401
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VAR_DIR = Path(env.text("VAR_DIR") or BASE_DIR / "var").resolve()
@@ -68,8 +69,9 @@ elif not SECRET_KEY:
 INSTALLED_APPS = [
     "splits",
     "ledger",
-    "recovery",  # before django_q: its qcluster command is the one that runs
-    "django.contrib.admin",
+    "recovery",  # before django_q: its qcluster command is the one that runs; before unfold
+    "unfold.apps.BasicAppConfig",  # before the admin, whose templates it replaces
+    "recovery.console.ConsoleConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",

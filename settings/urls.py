@@ -6,6 +6,7 @@ from django.views.generic import RedirectView
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("admin/", admin.site.urls),
+    path("i18n/", include("django.conf.urls.i18n")),  # the switch of the language
     path("", include("splits.demo.urls")),  # none unless DEMO
     path("", RedirectView.as_view(pattern_name="admin:index")),
 ]

@@ -3,11 +3,10 @@
 import django_q.admin  # registers django-q2's models, whatever the order of the apps
 from django.apps import apps
 from django.contrib import admin
-from django.utils.translation import gettext_lazy as _
 
-from recovery.admin import audit, jobs, runs
+from recovery.admin import audit, jobs, people, runs
 
-__all__ = ["audit", "jobs", "runs"]
+__all__ = ["audit", "jobs", "people", "runs"]
 
 
 def hide(app_label: str) -> None:
@@ -20,7 +19,3 @@ def hide(app_label: str) -> None:
 # A schedule, task or queue entry edited by hand breaks what jobs promise; schedules are mended
 # from the registry. Autodiscovery imports django_q.admin once, which has happened above.
 hide(django_q.admin.Schedule._meta.app_label)
-
-admin.site.site_header = _("Split recovery")
-admin.site.site_title = _("Split recovery")
-admin.site.index_title = _("Orders, ledger and jobs")

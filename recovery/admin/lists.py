@@ -56,7 +56,7 @@ class IndexedChangeList(ChangeList):
         """Read the page that the address asks for."""
         self.paginator = self.model_admin.get_paginator(request, self.queryset, self.list_per_page)
         self.result_count = self.paginator.count
-        self.full_result_count = None
+        self.full_result_count = self.result_count  # or the skin says it counted a part
         self.show_full_result_count = False
         self.show_admin_actions = True
         self.can_show_all = self.result_count <= self.list_max_show_all

@@ -1,9 +1,9 @@
 """Search by exact match: each field by its own index, at most 999 rows."""
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import messages
 from django.contrib.admin.utils import get_fields_from_path
 from django.core.exceptions import ValidationError
 from django.db.models import CharField, Field, IntegerField, Model, QuerySet
@@ -11,17 +11,13 @@ from django.http import HttpRequest
 from django.utils.translation import gettext as _
 
 from recovery.admin.paging import grouped
-
-if TYPE_CHECKING:
-    _ModelAdmin = admin.ModelAdmin[Any]
-else:
-    _ModelAdmin = admin.ModelAdmin
+from recovery.admin.skin import SkinnedAdmin
 
 FOUND_ROWS = 999
 """MariaDB makes a join of an ``IN`` with 1,000 values, and may scan the table for it."""
 
 
-class ExactSearchAdmin(_ModelAdmin):
+class ExactSearchAdmin(SkinnedAdmin):
     """Resolves a search term to ids, field by field.
 
     One condition over all fields would be an OR, which no single index serves.

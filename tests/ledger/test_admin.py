@@ -232,7 +232,7 @@ def test_transaction_outlives_its_entry(admin_client):
     entry = put("k", into("OAK", "1"))
     drain()
     OutboxEntry.objects.filter(pk=entry.pk).delete()
-    assert f"Outbox entry: {tables.NOTHING}" in text_of(
+    assert f"Outbox entry {tables.NOTHING}" in text_of(
         admin_client, page_url(Transaction.objects.get())
     )
 

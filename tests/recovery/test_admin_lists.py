@@ -1,5 +1,6 @@
 """Lists of the admin: their size, order, filters and search; nothing reads a whole table."""
 
+import re
 import uuid
 
 import django_q.admin
@@ -16,7 +17,7 @@ from django.utils.module_loading import autodiscover_modules
 from recovery.admin import hide, paging, search
 from recovery.admin.paging import estimated_rows, grouped
 from recovery.models import AuditRecord, Job, JobRun
-from tests.adminpages import list_url, listed, size_shown, statements
+from tests.adminpages import list_url, listed, size_shown, statements, text_of
 
 pytestmark = pytest.mark.django_db
 
@@ -84,7 +85,7 @@ def test_empty_list_says_so(admin_client):
 
 def test_other_admins_keep_their_pages_and_search(admin_client):
     User.objects.create(username="ann")
-    assert size_shown(admin_client, User) == "2 users"
+    assert "2 users" in text_of(admin_client, list_url(User))
     assert listed(admin_client, User, q="an") == [User.objects.get(username="ann").pk]
 
 
@@ -145,9 +146,9 @@ def test_no_other_column_can_be_sorted_by(admin_client, order):
 def test_arrow_shows_the_direction(admin_client):
     make_records(2)
     page = admin_client.get(list_url(AuditRecord)).content.decode()
-    assert 'class="sortable column-at_shown sorted descending"' in page
+    assert re.search(r"sortable column-at_shown sorted descending\b", page)
     page = admin_client.get(list_url(AuditRecord, o="0")).content.decode()
-    assert 'class="sortable column-at_shown sorted ascending"' in page
+    assert re.search(r"sortable column-at_shown sorted ascending\b", page)
 
 
 def test_runs_of_one_job_and_status_are_in_the_order_of_their_index(admin_client):
