@@ -40,24 +40,38 @@ class Page:
     view: View
     permission: str
     """What it takes to see it; empty: to be staff."""
-    title: Any = ""
-    """In the menu; empty: it is not there."""
-    icon: str = ""
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A place in the upper part of the menu."""
+
+    order: int
+    title: Any
+    icon: str
+    """Of the skin's set of symbols."""
+    name: str
+    """Of the address, as in ``reverse("admin:<name>")``."""
+    permission: str
 
 
 _pages: dict[str, Page] = {}
+_shortcuts: dict[str, Shortcut] = {}
 
 
-def page(
-    route: str, name: str, *, permission: str = "", title: Any = "", icon: str = ""
-) -> Callable[[View], View]:
+def page(route: str, name: str, *, permission: str = "") -> Callable[[View], View]:
     """Register the decorated view as the page ``admin:<name>``, for those with the permission."""
 
     def register(view: View) -> View:
-        _pages[name] = Page(route, name, _guarded(view, permission), permission, title, icon)
+        _pages[name] = Page(route, name, _guarded(view, permission), permission)
         return view
 
     return register
+
+
+def shortcut(made: Shortcut) -> None:
+    """Show a place in the menu, to those with its permission."""
+    _shortcuts[made.name] = made
 
 
 def _guarded(view: View, permission: str) -> View:
@@ -95,8 +109,8 @@ class ConsoleSite(SkinnedSite):
         ours = [_item(request, _("Overview"), "monitoring", reverse("admin:index"))]
         ours += [
             _item(request, it.title, it.icon, reverse(f"admin:{it.name}"))
-            for it in _pages.values()
-            if it.title and (not it.permission or request.user.has_perm(it.permission))
+            for it in sorted(_shortcuts.values(), key=lambda it: it.order)
+            if request.user.has_perm(it.permission)
         ]
         apps = sorted(self.get_app_list(request), key=lambda it: it["app_label"] in PEOPLE)
         rows = [

@@ -1,7 +1,7 @@
 """Outbox entries in the admin; the dead ones are the DLQ."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from django.contrib import admin
@@ -17,7 +17,7 @@ from ledger import actions
 from ledger.admin import origins
 from ledger.admin.asked import lines_table
 from ledger.models import EntryStatus, ErrorCode, OutboxEntry, Transaction
-from recovery.admin import audited
+from recovery.admin import audited, proposals
 from recovery.admin.lists import ChoiceFilter
 from recovery.admin.rows import ReadOnlyAdmin, column
 from recovery.admin.search import FOUND_ROWS
@@ -34,6 +34,7 @@ from recovery.admin.tables import (
 )
 
 SHOWN_ERROR = 160
+MAY_DO = (actions.Redrive.name, actions.Edit.name, actions.Discard.name)
 
 audited.register(
     actions.TARGET,
@@ -64,6 +65,8 @@ class ErrorFilter(ChoiceFilter):
 class OutboxEntryAdmin(ReadOnlyAdmin):
     """Outbox entries."""
 
+    named_by, named_rank = "event_key", 2
+
     list_display = ("event_key", "created", "stands", "attempts", "next_attempt", "reason_start")
     list_filter = (StatusFilter, ErrorFilter)
     sortable_by = ("created",)
@@ -77,6 +80,15 @@ class OutboxEntryAdmin(ReadOnlyAdmin):
     )
     created = moment_of(OutboxEntry, "created_at")
     posted = moment_of(OutboxEntry, "posted_at")
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        """Return what may be done to the entries that are ticked."""
+        return proposals.list_actions(request.user, MAY_DO)
+
+    def buttons(self, request: HttpRequest, row: OutboxEntry) -> Iterable[Mapping[str, Any]]:
+        """Return what may be done to the entry."""
+        if row.status == EntryStatus.DEAD:
+            yield from proposals.buttons(request.user, MAY_DO, ids=row.pk)
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """Return the order of the index that serves the filters."""

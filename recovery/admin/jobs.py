@@ -14,7 +14,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from django_q.models import Schedule
 
-from recovery import pauses, plans, registry, restoring
+from recovery import pauses, registry, restoring
 from recovery.admin import audited
 from recovery.admin.operations import OperatedAdmin, Operation
 from recovery.admin.rows import column
@@ -48,11 +48,6 @@ audited.register(
     lambda _name: None,  # it has no page
     actions=(restoring.DATABASE_RESTORED,),
 )
-audited.register(
-    plans.TARGET,
-    lambda _number: None,  # it has no page
-    actions=plans.AUDITED,
-)
 
 PAUSE = Operation(
     name="pause",
@@ -79,6 +74,8 @@ RESUME = Operation(
 @admin.register(Job)
 class JobAdmin(OperatedAdmin):
     """Jobs: whether they run, when they last did, when they will."""
+
+    named_by, named_rank = "name", 6
 
     ordering = ("name",)
     operations = (PAUSE, RESUME)
