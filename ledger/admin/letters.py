@@ -33,7 +33,7 @@ from recovery.admin.tables import (
     page_of_key,
     shown,
 )
-from recovery.console import page
+from recovery.console import Shortcut, page, shortcut
 
 SHOWN_GROUPS = 100
 SHOWN_ERROR = 160
@@ -52,7 +52,10 @@ class FilterForm(forms.Form):
     )
 
 
-@page("dlq/", "dlq", permission="ledger.view_outboxentry", title=_("Dead letters"), icon="mail_off")
+shortcut(Shortcut(2, _("Dead letters"), "mail_off", "dlq", "ledger.view_outboxentry"))
+
+
+@page("dlq/", "dlq", permission="ledger.view_outboxentry")
 def dead_letters(request: HttpRequest) -> HttpResponse:
     """Show dead entries by cause, the largest group first."""
     form, wanted, problem = FilterForm(request.GET or None), Filter(), ""

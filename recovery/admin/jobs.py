@@ -31,6 +31,7 @@ from recovery.admin.tables import (
     state,
     unbroken,
 )
+from recovery.console import Shortcut, shortcut
 from recovery.models import Job, RunStatus
 from recovery.selfcheck import trails
 from recovery.wakeups import TASK
@@ -48,6 +49,8 @@ audited.register(
     lambda _name: None,  # it has no page
     actions=(restoring.DATABASE_RESTORED,),
 )
+
+shortcut(Shortcut(4, _("Jobs"), "manufacturing", "recovery_job_changelist", "recovery.view_job"))
 
 PAUSE = Operation(
     name="pause",

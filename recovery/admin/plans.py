@@ -29,6 +29,7 @@ from recovery.admin.tables import (
     shown,
     state,
 )
+from recovery.console import Shortcut, shortcut
 from recovery.models import ItemStatus, Plan, PlanItem, PlanStatus
 from recovery.models.plans import OPEN, STOPPED
 
@@ -43,6 +44,10 @@ audited.register(
     plans.TARGET,
     lambda number: Plan.objects.filter(pk=number).first() if number.isdecimal() else None,
     actions=plans.AUDITED,
+)
+
+shortcut(
+    Shortcut(3, _("Plans"), "playlist_add_check", "recovery_plan_changelist", "recovery.view_plan")
 )
 
 START = Operation(

@@ -15,12 +15,13 @@ from django.utils.translation import gettext_lazy
 from recovery.admin import proposals
 from recovery.admin.tables import list_of, page_of, span
 from recovery.clock import db_now
-from recovery.console import page
+from recovery.console import Shortcut, page, shortcut
 from splits.actions import Cancel, Recover, Release, Retry
 from splits.models import FinalizeStep, OrderStatus, SplitOrder, StepName
 
 SHOWN_ORDERS = 50
 REFRESH_S = 5
+MAY_SEE = "splits.view_splitorder"
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,10 @@ def sections() -> list[Section]:
     ]
 
 
-@page(
-    "stuck/",
-    "stuck",
-    permission="splits.view_splitorder",
-    title=gettext_lazy("Stuck orders"),
-    icon="hourglass_disabled",
-)
+shortcut(Shortcut(1, gettext_lazy("Stuck orders"), "hourglass_disabled", "stuck", MAY_SEE))
+
+
+@page("stuck/", "stuck", permission=MAY_SEE)
 def stuck_orders(request: HttpRequest) -> HttpResponse:
     """Show the orders in progress, the longest without progress first, and those given up."""
     threshold = timedelta(seconds=settings.JOB_FINALIZE_STUCK_THRESHOLD_SEC)
