@@ -13,6 +13,8 @@ from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from recovery import nows
+
 if TYPE_CHECKING:
     from django.contrib.admin import AdminSite as SkinnedSite
 else:
@@ -95,6 +97,17 @@ class ConsoleSite(SkinnedSite):
     def extra_urls(self) -> list[URLPattern]:
         """Return the addresses of the registered pages."""
         return [path(it.route, self.admin_view(it.view), name=it.name) for it in _pages.values()]
+
+    def admin_view(self, view: Any, cacheable: bool = False) -> Any:
+        """Return ``view`` for staff alone; ages are those of the moment it is asked for."""
+        inner: View = super().admin_view(view, cacheable)
+
+        @wraps(view)
+        def timed(*args: Any, **kwargs: Any) -> HttpResponse:
+            nows.begin()
+            return inner(*args, **kwargs)
+
+        return timed
 
     def render(
         self, request: HttpRequest, template: str, context: dict[str, Any], *, status: int = 200

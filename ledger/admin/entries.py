@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from ledger import actions
-from ledger.admin import origins
+from ledger.admin import causes, origins
 from ledger.admin.asked import lines_table
 from ledger.models import EntryStatus, ErrorCode, OutboxEntry, Transaction
 from recovery.admin import audited, proposals
@@ -25,6 +25,7 @@ from recovery.admin.tables import (
     NOTHING,
     Table,
     above,
+    copyable,
     link,
     list_of,
     long_text,
@@ -73,8 +74,11 @@ class OutboxEntryAdmin(ReadOnlyAdmin):
     search_fields = ("event_key", "id")
     search_help_text = _("Exactly: an event key, an aggregate (lot:<board>) or an id.")
     fieldsets = (
-        (None, {"fields": ("event_key", "event_type", "aggregate_link", "origin", "transaction")}),
-        (_("State"), {"fields": ("stands", "reason", "attempts", "next_attempt", "waits_for")}),
+        (None, {"fields": ("key_shown", "event_type", "aggregate_link", "origin", "transaction")}),
+        (
+            _("State"),
+            {"fields": ("stands", "reason", "what_to_do", "attempts", "next_attempt", "waits_for")},
+        ),
         (_("Times"), {"fields": ("created", "posted")}),
         (_("Content"), {"fields": ("payload_shown", "content_hash", "traceparent")}),
     )
@@ -124,6 +128,16 @@ class OutboxEntryAdmin(ReadOnlyAdmin):
     def tables(self, row: Any) -> Iterable[Table]:
         """Return the postings asked for and the audit records."""
         return lines_table(row.payload_text), audited.records_table("outbox-entry", str(row.pk))
+
+    @column(_("event key"))
+    def key_shown(self, row: OutboxEntry) -> SafeString:
+        """Return the event key, to be copied."""
+        return copyable(row.event_key)
+
+    @column(_("what to do"))
+    def what_to_do(self, row: OutboxEntry) -> Any:
+        """Return what usually helps, where the entry is dead."""
+        return causes.advice(row.last_error_code) if row.status == EntryStatus.DEAD else NOTHING
 
     @column(_("status"))
     def stands(self, row: OutboxEntry) -> SafeString:

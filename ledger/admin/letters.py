@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ledger import dlq
 from ledger.actions import Discard, Redrive
+from ledger.admin import causes
 from ledger.admin.entries import newest_of_aggregate
 from ledger.admin.proposals import filter_of, said
 from ledger.dlq import Filter, Group
@@ -92,6 +93,7 @@ def _group(request: HttpRequest, group: Group) -> dict[str, Any]:
     return {
         "group": group,
         "code": dict(ErrorCode.choices).get(group.code, group.code),
+        "advice": causes.advice(group.code),
         "count": grouped(group.entries),
         "first": shown(group.first_at),
         "last": shown(group.last_at),

@@ -22,6 +22,7 @@ from recovery.admin.search import matching
 from recovery.admin.tables import (
     NOTHING,
     Table,
+    copyable,
     link,
     long_text,
     moment,
@@ -105,7 +106,7 @@ class SplitOrderAdmin(ReadOnlyAdmin):
     search_fields = ("number", "source_lot__code", "id")
     search_help_text = _("Exactly: a number, the code of the lot it splits, an event key or an id.")
     fieldsets = (
-        (None, {"fields": ("number", "source_lot", "stands", "created", "finalized")}),
+        (None, {"fields": ("number_shown", "source_lot", "stands", "created", "finalized")}),
         (
             _("Finalization"),
             {
@@ -166,6 +167,11 @@ class SplitOrderAdmin(ReadOnlyAdmin):
             lines_table(row),
             children_table(row),
         )
+
+    @column(_("number"))
+    def number_shown(self, row: SplitOrder) -> SafeString:
+        """Return the number, to be copied."""
+        return copyable(row.number)
 
     @column(_("source lot"))
     def lot(self, row: SplitOrder) -> SafeString:
