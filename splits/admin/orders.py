@@ -139,9 +139,9 @@ class SplitOrderAdmin(ReadOnlyAdmin):
         elif term.startswith("lot:"):
             yield matching(SplitOrder, "source_lot__code", term.removeprefix("lot:"))
 
-    def tables(self, row: SplitOrder) -> Iterable[Table]:
+    def tables(self, row: Any) -> Iterable[Table]:
         """Return steps, timeline, ledger, lines and child lots."""
-        story = Story(row)
+        story = Story(row, row.reader)
         return (
             steps_table(story),
             story.timeline(),
