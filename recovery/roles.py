@@ -58,5 +58,6 @@ def _of(apps: Any, alias: str, app_label: str, codenames: set[str]) -> list[Any]
 
 def _make(apps: Any, alias: str, app_label: str) -> None:
     config = apps.get_app_config(app_label)
-    config.models_module = True  # a migration's apps have none, and would be passed over
+    if not getattr(config, "models_module", None):
+        config.models_module = True  # a migration's apps have none, and would be passed over
     create_permissions(config, verbosity=0, interactive=False, using=alias, apps=apps)

@@ -13,7 +13,7 @@ from django.utils.translation import gettext, gettext_noop
 from django.utils.translation import gettext_lazy as _
 
 from recovery.admin.rows import ReadOnlyAdmin, column
-from recovery.admin.tables import moment
+from recovery.admin.tables import moment, shown
 
 NAMES = (gettext_noop("access attempt"), gettext_noop("access attempts"))
 """What axes calls them, which it has no Chinese for."""
@@ -45,14 +45,14 @@ class AccessAttemptAdmin(ReadOnlyAdmin):
         return moment(row.attempt_time)
 
     @column(_("user name"))
-    def name(self, row: AccessAttempt) -> str | None:
+    def name(self, row: AccessAttempt) -> Any:
         """Return who it was meant to be."""
-        return row.username
+        return shown(row.username)
 
     @column(_("address"))
-    def address(self, row: AccessAttempt) -> str | None:
+    def address(self, row: AccessAttempt) -> Any:
         """Return where it came from."""
-        return row.ip_address
+        return shown(row.ip_address)
 
     @column(_("failures"))
     def failures(self, row: AccessAttempt) -> int:
