@@ -183,6 +183,7 @@ class OutboxEntry(models.Model):
             ("redrive_outboxentry", "Can redrive dead outbox entries"),
             ("edit_outboxentry", "Can edit dead outbox entries"),
             ("discard_outboxentry", "Can discard dead outbox entries"),
+            ("view_payload", "Can see payloads"),
         ]
         verbose_name = _("outbox entry")
         verbose_name_plural = _("outbox entries")

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from django.conf import settings
+from django.contrib.sessions.models import Session
 from django.db import connection, transaction
 from django.db.models import Exists, Model, OuterRef, QuerySet
 from django_q.models import Task
@@ -30,6 +31,7 @@ class Rule:
 
     name: str
     days_setting: str
+    """Empty: what expires goes at once."""
     by: str
     """The column whose index finds them, oldest first; it is never empty."""
     expired: Expired
@@ -42,7 +44,7 @@ class Rule:
         the last statement of each transaction. On SQLite, where nobody else has rows locked and
         times compare as texts of three decimals or of six, each read begins anew.
         """
-        days = getattr(settings, self.days_setting)
+        days = getattr(settings, self.days_setting) if self.days_setting else 0
         rows = self.expired(now - timedelta(days=days)).order_by(self.by, "pk")
         rest, size = rows, FIRST_ROWS
         while found := list(rest.values_list(self.by, "pk")[:size]):
@@ -74,7 +76,7 @@ _rules: dict[str, Rule] = {}
 def retention(name: str, *, days_setting: str, by: str) -> Callable[[Expired], Expired]:
     """Register the decorated function as what expires of ``name``; see ``Rule``.
 
-    ``days_setting`` names the setting that holds how many days are kept.
+    ``days_setting`` names the setting that holds how many days are kept; empty: none.
     """
 
     def register(expired: Expired) -> Expired:
@@ -100,6 +102,12 @@ def failed_tasks(before: datetime) -> "QuerySet[Task]":
     """What django-q2 keeps of tasks that failed outside a run: few, so that no index is needed."""
     rows: QuerySet[Task] = Task.objects.filter(stopped__lt=before)
     return rows
+
+
+@retention("expired_sessions", days_setting="", by="expire_date")
+def expired_sessions(before: datetime) -> "QuerySet[Session]":
+    """Log-ins that are over."""
+    return Session.objects.filter(expire_date__lt=before)
 
 
 @retention("plan_rows", days_setting="JOB_PLAN_RETENTION_DAYS", by="plan_id")

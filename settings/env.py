@@ -21,6 +21,8 @@ OWN_PREFIXES = (
     "IMPORT_",
     "QCLUSTER_",
     "RECOVERY_",
+    "LOGIN_",
+    "SESSION_",
 )
 SPELLING_CUTOFF = 0.85
 SHOWN_VALUE_CHARS = 80

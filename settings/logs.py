@@ -49,6 +49,7 @@ def logging_config(*, style: str, level: str, secrets: Iterable[str] = ()) -> di
         "loggers": {
             "django": {"handlers": ["stderr"], "level": others, "propagate": False},
             "django-q": {"handlers": ["stderr"], "level": queue, "propagate": False},
+            "axes": {"level": "ERROR"},  # recovery.logins tells of each log-in, in fields
         },
     }
 

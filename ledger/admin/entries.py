@@ -21,6 +21,7 @@ from recovery.admin import audited, proposals
 from recovery.admin.lists import ChoiceFilter
 from recovery.admin.rows import ReadOnlyAdmin, column
 from recovery.admin.search import FOUND_ROWS
+from recovery.admin.secrecy import conceal, may_see, withheld
 from recovery.admin.tables import (
     NOTHING,
     Table,
@@ -36,6 +37,10 @@ from recovery.admin.tables import (
 
 SHOWN_ERROR = 160
 MAY_DO = (actions.Redrive.name, actions.Edit.name, actions.Discard.name)
+PAYLOADS = "ledger.view_payload"
+
+# Of audit records of an edit, of previews and of plans.
+conceal("payload", "original", "edited", "diff", permission=PAYLOADS)
 
 audited.register(
     actions.TARGET,
@@ -197,6 +202,8 @@ class OutboxEntryAdmin(ReadOnlyAdmin):
     @column(_("payload"))
     def payload_shown(self, row: Any) -> SafeString | str:
         """Return the payload for people, or as it stands if it cannot be read."""
+        if not may_see(row.reader, PAYLOADS):
+            return withheld(PAYLOADS)
         try:
             text = json.dumps(json.loads(row.payload_text), indent=2, ensure_ascii=False)
         except (ValueError, RecursionError):

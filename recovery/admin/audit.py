@@ -13,6 +13,7 @@ from recovery.admin import audited
 from recovery.admin.lists import Choice, ChoiceFilter
 from recovery.admin.rows import ReadOnlyAdmin, column
 from recovery.admin.search import newest
+from recovery.admin.secrecy import masked
 from recovery.admin.tables import above, link, moment_of, pretty, shown
 from recovery.console import Shortcut, shortcut
 from recovery.models import AuditRecord, JobRun
@@ -97,16 +98,16 @@ class AuditRecordAdmin(ReadOnlyAdmin):
         return link(run) if run else shown(row.run_id)
 
     @column(_("before"))
-    def before_shown(self, row: AuditRecord) -> SafeString | str:
+    def before_shown(self, row: Any) -> SafeString | str:
         """Return what was before."""
-        return pretty(row.before)
+        return pretty(masked(row.before, row.reader))
 
     @column(_("after"))
-    def after_shown(self, row: AuditRecord) -> SafeString | str:
+    def after_shown(self, row: Any) -> SafeString | str:
         """Return what is after."""
-        return pretty(row.after)
+        return pretty(masked(row.after, row.reader))
 
     @column(_("evidence"))
-    def evidence_shown(self, row: AuditRecord) -> SafeString | str:
+    def evidence_shown(self, row: Any) -> SafeString | str:
         """Return what the change rests on."""
-        return pretty(row.evidence)
+        return pretty(masked(row.evidence, row.reader))

@@ -19,11 +19,11 @@ from recovery.admin import audited
 from recovery.admin.operations import OperatedAdmin, Operation
 from recovery.admin.rows import column
 from recovery.admin.runs import runs_table
+from recovery.admin.secrecy import error_for, first_line
 from recovery.admin.tables import (
     NOTHING,
     Table,
     above,
-    long_text,
     moment,
     moment_of,
     shown,
@@ -180,12 +180,12 @@ class JobAdmin(OperatedAdmin):
     @column(_("last error"))
     def last_error_start(self, row: Job) -> Any:
         """Return the beginning of the last error."""
-        return shown(row.last_error[:SHOWN_ERROR])
+        return shown(first_line(row.last_error)[:SHOWN_ERROR])
 
     @column(_("last error"))
-    def error(self, row: Job) -> Any:
+    def error(self, row: Any) -> Any:
         """Return the last error."""
-        return long_text(row.last_error)
+        return error_for(row.reader, row.last_error)
 
 
 def _registered(row: Job) -> registry.Job | None:

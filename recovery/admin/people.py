@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.models import Group, User
+from django.http import HttpRequest
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from recovery.admin.skin import SkinnedAdmin
@@ -27,7 +28,28 @@ class PersonAdmin(_UserAdmin, SkinnedAdmin):
     change_password_form = AdminPasswordChangeForm
     list_display = ("username", "first_name", "last_name", "is_active", "is_staff", "last_login")
 
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[Any, ...]:
+        """Let only superusers give what goes beyond roles: to themselves, too."""
+        fields = tuple(super().get_readonly_fields(request, obj))
+        return fields if _is_above(request) else (*fields, "is_superuser", "user_permissions")
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Keep superusers, and with them their passwords, from those who are none."""
+        return super().has_change_permission(request, obj) and _may_touch(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Keep superusers from those who are none."""
+        return super().has_delete_permission(request, obj) and _may_touch(request, obj)
+
 
 @admin.register(Group)
 class RoleAdmin(GroupAdmin, SkinnedAdmin):
     """Roles."""
+
+
+def _may_touch(request: HttpRequest, person: User | None) -> bool:
+    return person is None or not person.is_superuser or _is_above(request)
+
+
+def _is_above(request: HttpRequest) -> bool:
+    return bool(getattr(request.user, "is_superuser", False))

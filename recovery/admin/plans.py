@@ -19,6 +19,7 @@ from recovery.admin.lists import Choice, ChoiceFilter
 from recovery.admin.operations import OperatedAdmin, Operation
 from recovery.admin.paging import grouped
 from recovery.admin.rows import ReadOnlyAdmin, column
+from recovery.admin.secrecy import masked
 from recovery.admin.tables import (
     NOTHING,
     Table,
@@ -202,9 +203,9 @@ class PlanAdmin(OperatedAdmin):
         return pretty(row.selection)
 
     @column(_("parameters"))
-    def parameters_shown(self, row: Plan) -> SafeString | str:
+    def parameters_shown(self, row: Any) -> SafeString | str:
         """Return what the action was told besides."""
-        return pretty(row.parameters)
+        return pretty(masked(row.parameters, row.reader))
 
 
 def meter(done: int, total: int) -> SafeString:
@@ -347,6 +348,6 @@ class PlanItemAdmin(ReadOnlyAdmin):
         return item_state(row)
 
     @column(_("result"))
-    def result_shown(self, row: PlanItem) -> SafeString | str:
+    def result_shown(self, row: Any) -> SafeString | str:
         """Return what the action left."""
-        return pretty(row.result) if row.result else NOTHING
+        return pretty(masked(row.result, row.reader)) if row.result else NOTHING

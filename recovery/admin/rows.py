@@ -75,6 +75,15 @@ class ReadOnlyAdmin(ExactSearchAdmin):
         sign = "-" if self.ordering[0].startswith("-") else ""
         return (*(sign + column for column in columns), *self.ordering)
 
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> Any:
+        """Return the row with its ``reader``: not everybody is shown everything."""
+        row: Any = super().get_object(request, object_id, from_field)
+        if row is not None:
+            row.reader = request.user
+        return row
+
     def for_list(self, queryset: Any) -> Any:
         """Return what the list reads of its rows; by default everything."""
         return queryset

@@ -13,13 +13,13 @@ from django.utils.translation import gettext_lazy as _
 
 from recovery.admin.lists import Choice, ChoiceFilter
 from recovery.admin.rows import ReadOnlyAdmin, column
+from recovery.admin.secrecy import error_for, first_line
 from recovery.admin.tables import (
     NOTHING,
     Table,
     above,
     link,
     list_of,
-    long_text,
     moment,
     moment_of,
     page_of_key,
@@ -55,7 +55,7 @@ def runs_table(job: Job) -> Table:
                 took(run),
                 f"{run.host}:{run.pid}",
                 counts(run),
-                run.error_begins,
+                first_line(run.error_begins),
             )
             for run in runs[:SHOWN_RUNS]
         ],
@@ -171,7 +171,7 @@ class JobRunAdmin(ReadOnlyAdmin):
     @column(_("counts, error"))
     def outcome(self, row: Any) -> Any:
         """Return what the run did, and the beginning of the error."""
-        return above(counts(row), row.error_begins)
+        return above(counts(row), first_line(row.error_begins))
 
     @column(_("counts"))
     def counts_shown(self, row: JobRun) -> SafeString | str:
@@ -179,6 +179,6 @@ class JobRunAdmin(ReadOnlyAdmin):
         return pretty(row.counts)
 
     @column(_("error"))
-    def error_shown(self, row: JobRun) -> SafeString | str:
+    def error_shown(self, row: Any) -> SafeString | str:
         """Return why the run failed."""
-        return long_text(row.error)
+        return error_for(row.reader, row.error)

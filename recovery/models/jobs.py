@@ -237,6 +237,7 @@ class JobRun(models.Model):
                 condition=Q(status__in=RunStatus.values), name="jobrun_status_known"
             )
         ]
+        permissions = [("view_stacktrace", "Can see stack traces")]
         verbose_name = _("job run")
         verbose_name_plural = _("job runs")
 

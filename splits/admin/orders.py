@@ -157,9 +157,9 @@ class SplitOrderAdmin(ReadOnlyAdmin):
             names += [name for name, fitting in FITTING.items() if row.status in fitting]
         return offered.buttons(request.user, names, ids=row.pk)
 
-    def tables(self, row: SplitOrder) -> Iterable[Table]:
+    def tables(self, row: Any) -> Iterable[Table]:
         """Return steps, timeline, ledger, lines and child lots."""
-        story = Story(row)
+        story = Story(row, row.reader)
         return (
             steps_table(story),
             story.timeline(),

@@ -12,6 +12,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.translation import gettext as _
 
 from ledger.models import OutboxEntry, Transaction
+from recovery.admin.secrecy import masked
 from recovery.admin.tables import NOTHING, Table, link, list_of, pretty, state
 from recovery.models import AuditRecord
 from splits import audit
@@ -33,9 +34,9 @@ class Event:
 class Story:
     """An order with all that is known of it; each kind of row is read once."""
 
-    def __init__(self, order: SplitOrder) -> None:
-        """Tell of ``order``."""
-        self.order = order
+    def __init__(self, order: SplitOrder, reader: Any) -> None:
+        """Tell of ``order``, what ``reader`` may see."""
+        self.order, self.reader = order, reader
         self.keys = (order.event_key, order.reversal_key)
 
     @cached_property
@@ -110,7 +111,7 @@ class Story:
         yield from self._finalizing()
         for record in self.records:
             what = link(record, record.action)
-            yield Event(record.at, what, record.actor, _details(record))
+            yield Event(record.at, what, record.actor, _details(record, self.reader))
         for transaction in self.transactions:
             what = link(transaction, _("posted to the ledger"))
             yield Event(transaction.posted_at, what, details=transaction.event_key)
@@ -141,11 +142,12 @@ def _status(entry: OutboxEntry) -> str:
     return str(entry.get_status_display())
 
 
-def _details(record: AuditRecord) -> Any:
+def _details(record: AuditRecord, reader: Any) -> Any:
     """Return reason, what changed, and the evidence of a record."""
-    parts = [record.reason, _changes(record.before, record.after)]
+    before, after = masked(record.before, reader), masked(record.after, reader)
+    parts = [record.reason, _changes(before, after)]
     if record.evidence:
-        summary, evidence = _("Evidence"), pretty(record.evidence)
+        summary, evidence = _("Evidence"), pretty(masked(record.evidence, reader))
         parts.append(format_html("<details><summary>{}</summary>{}</details>", summary, evidence))
     return format_html_join("", "<div>{}</div>", ((part,) for part in parts if part))
 

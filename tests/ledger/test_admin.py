@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import pytest
 from django.contrib import admin
+from django.contrib.auth.models import User
 from django.db import connection
 
 from ledger.admin import accounts as account_admin
@@ -143,7 +144,7 @@ def test_payload_nested_too_deeply_to_read_is_shown_as_it_stands(admin_client):
 def test_unreadable_payload_is_shown_raw():
     admin_ = entries.OutboxEntryAdmin(OutboxEntry, None)
     entry = OutboxEntry()
-    entry.payload_text = '{"broken'
+    entry.payload_text, entry.reader = '{"broken', User(is_superuser=True)
     assert "{&quot;broken" in admin_.payload_shown(entry)
     assert asked.lines_table('{"broken').rows == []
 

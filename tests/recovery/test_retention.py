@@ -154,5 +154,6 @@ def test_rule_is_one_function(monkeypatch):
 
 def test_rules_of_all_apps_are_found():
     assert {rule.name for rule in retention.all_rules()} == {
-        "failed_tasks", "job_runs", "outbox_entries", "plan_rows", "plans", "stuck_sightings",
+        "expired_sessions", "failed_tasks", "job_runs", "outbox_entries", "plan_rows", "plans",
+        "stuck_sightings",
     }  # fmt: skip

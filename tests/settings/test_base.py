@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
-from settings import jobs
+from settings import jobs, security
 from settings.base import SQLITE_OPTIONS, database, kept_secret_key
 from settings.env import Env
 
@@ -36,6 +36,11 @@ WRONG = {
     "SPLIT_COMPLETION_WEBHOOK": "ftp://host/",
     "METRICS_ENABLED": "2",
     "DLQ_EDIT_ENABLED": "2",
+    "LOGIN_FAILURE_LIMIT": "0",
+    "LOGIN_COOLOFF_SEC": "0",
+    "PROXY_COUNT": "-1",
+    "SESSION_MAX_SEC": "59",
+    "SESSION_IDLE_SEC": "59",
     "RECOVERY_FAULTPOINTS": "lease.acquired=explode",
     **{
         name: "-1"
@@ -63,6 +68,11 @@ def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 def test_every_key_of_the_jobs_is_in_the_table():
     typed = {name for name in vars(jobs) if name.isupper() and name[0] != "_"}
     assert typed - {"DAY_SEC", "METRICS_TOKEN", "RECOVERY_FAULTPOINTS_PATTERN"} <= WRONG.keys()
+
+
+def test_every_key_of_who_gets_in_is_in_the_table():
+    read = re.findall(r'env\.\w+\("(\w+)"', Path(security.__file__).read_text())
+    assert set(read) <= WRONG.keys()
 
 
 def test_wrong_values_of_every_key_stop_the_start_with_one_line_each():
