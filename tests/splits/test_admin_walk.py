@@ -12,20 +12,12 @@ from ledger import dlq
 from ledger.models import OutboxEntry
 from recovery import actions, audit, pauses, plans
 from recovery.models import Job, JobRun
+from recovery.roles import ADMINISTRATOR, OPERATOR, VIEWER
 from splits.models import Breaker, OrderStatus, SplitOrder
 from tests.everyurl import addresses, changed, stored
 from tests.factories import SplitOrderFactory, hang
 from tests.ledger.entries import drain, into, put
-from tests.roles import (
-    ADMINISTRATOR,
-    MAY,
-    NOBODY,
-    OPERATOR,
-    VIEWER,
-    grant_all,
-    has_permission,
-    logged_in,
-)
+from tests.roles import MAY, NOBODY, grant_all, has_permission, logged_in
 
 pytestmark = pytest.mark.django_db
 
@@ -36,7 +28,7 @@ ARGUMENTS = {
     "anything else": lambda: {"path": "no/such/page"},
     "view_on_site": lambda: {
         "content_type_id": ContentType.objects.get_for_model(User).pk,
-        "object_id": User.objects.first().pk,
+        "object_id": User.objects.get(username="someone").pk,
     },
     "propose": lambda: {"name": "outbox.redrive"},
     "go_to": lambda: {"name": "SO-1"},
