@@ -10,7 +10,7 @@ from typing import Any
 from django.db.models import Q
 
 from recovery.clock import db_now
-from recovery.models import JobRun, RunStatus, Sample, SampleMoment
+from recovery.models import Job, JobRun, RunStatus, Sample, SampleMoment
 
 FINE, COARSE = timedelta(hours=1), timedelta(hours=25)
 """So long every moment is kept, and one a minute."""
@@ -85,7 +85,7 @@ def _flowed(since: datetime, until: datetime) -> Counter[str]:
 
 def _counts(job: str, since: datetime, until: datetime) -> Iterator[Mapping[str, int]]:
     ended = JobRun.objects.filter(
-        Q(job_id=job) | Q(job_id__startswith=f"{job}:"),
+        job__in=Job.objects.family(job),
         started_at__gt=since - LOOK_BACK,
         finished_at__gt=since,
         finished_at__lte=until,

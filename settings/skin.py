@@ -38,6 +38,9 @@ UNFOLD: dict[str, Any] = {
     "SHOW_HISTORY": False,
     "SHOW_LANGUAGES": True,
     "BORDER_RADIUS": "5px",
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": _static("recovery/favicon.svg")}
+    ],
     "STYLES": [_static("recovery/admin.css")],
     "SCRIPTS": [_static("recovery/console.js")],
     "COLORS": {"primary": BLUES},

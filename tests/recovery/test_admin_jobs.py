@@ -260,9 +260,10 @@ def test_other_errors_of_the_database_are_not_hidden(operator, monkeypatch):
 
 def test_button_on_the_page_leads_through_the_same_question_and_back(operator, job):
     page = operator.get(page_url(job)).content.decode()
-    (form,) = re.findall(
+    run_now, form = re.findall(
         r'<form method="post" action="/admin/recovery/job/">.*?</form>', page, re.S
     )
+    assert 'value="run_now"' in run_now
     fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', form))
     token = fields.pop("csrfmiddlewaretoken")
     assert token
@@ -272,6 +273,24 @@ def test_button_on_the_page_leads_through_the_same_question_and_back(operator, j
     response = operator.post(URL, confirmed(NAME, from_page="yes"))
     assert (response.status_code, response.headers["Location"]) == (302, page_url(job))
     assert b'value="resume"' in operator.get(page_url(job)).content
+
+
+def test_run_now_wakes_the_job_and_is_on_the_record(operator, job, monkeypatch):
+    woken = []
+    monkeypatch.setattr(pauses, "enqueue", woken.append)
+    operator.post(URL, confirmed(NAME, action="run_now"))
+    assert woken == [NAME]
+    assert records() == [("job-run-requested", "ann", "job", NAME, "stocktaking")]
+
+
+def test_paused_job_is_not_asked_to_run(operator, job, monkeypatch):
+    woken = []
+    monkeypatch.setattr(pauses, "enqueue", woken.append)
+    Job.objects.filter(name=NAME).pause()
+    response = operator.post(URL, confirmed(NAME, action="run_now"), follow=True)
+    assert "is paused: resume it first" in response.content.decode()
+    assert not woken
+    assert not AuditRecord.objects.exists()
 
 
 # Who may
