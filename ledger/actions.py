@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import QuerySet
+from django.utils.translation import gettext as _
 
 from ledger import dlq, parking, payloads
-from ledger.models import EntryStatus, OutboxEntry
+from ledger.models import EntryStatus, OutboxEntry, Transaction
 from ledger.outbox import JOB, canonical, content_hash
 from ledger.rows import DIED
 from recovery import audit
@@ -35,8 +36,8 @@ DEAD = "outbox-entry-dead"
 REDRIVEN = "outbox-entry-redriven"
 EDITED = "outbox-entry-edited"
 DISCARDED = "outbox-entry-discarded"
-NOT_DEAD = "it is not dead any more"
-AUDITED = (DEAD, REDRIVEN, EDITED, DISCARDED)
+RESTORED = "outbox-entry-restored"
+AUDITED = (DEAD, REDRIVEN, EDITED, DISCARDED, RESTORED)
 
 WAITS_FROM_S = 10
 """An entry that is not tried for so long waits for something else than a worker."""
@@ -93,7 +94,9 @@ class EntryAction(Action[OutboxEntry]):
 
     def misfit(self, row: OutboxEntry, parameters: Mapping[str, Any]) -> str:
         """Refuse all but the dead."""
-        return "" if row.status == EntryStatus.DEAD else f"it is {row.status}, not dead"
+        if row.status == EntryStatus.DEAD:
+            return ""
+        return _("it is %(status)s, not dead") % {"status": row.get_status_display()}
 
     def apply(self, row: OutboxEntry, by: By) -> str:
         """Change the entry, take it out of the files where it lives, write the record."""
@@ -149,7 +152,7 @@ def _record(
 def _redrive(row: OutboxEntry) -> None:
     """Give a dead entry fresh attempts, in the table and in ``row``."""
     if not OutboxEntry.objects.filter(pk=row.pk).redrive():
-        raise RefusedError(NOT_DEAD)
+        raise RefusedError(_("it is not dead any more"))
     row.status, row.attempts, row.last_error_code = EntryStatus.PENDING, 0, ""
     _let_go_on(row)
 
@@ -180,7 +183,8 @@ class Redrive(EntryAction):
         found = super().misfits(rows, parameters, chosen)
         for pk, (head, status) in dlq.barriers(rows).items():
             if head not in chosen and status == EntryStatus.DEAD:
-                found.setdefault(pk, f"it would wait for entry {head} before it, which is dead")
+                text = _("it would wait for entry %(head)d before it, which is dead")
+                found.setdefault(pk, text % {"head": head})
         return found
 
     def becomes(self, row: OutboxEntry, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,10 +249,63 @@ class Discard(EntryAction):
 
     def _change(self, row: OutboxEntry, by: By) -> dict[str, Any]:
         if not OutboxEntry.objects.filter(pk=row.pk).discard():
-            raise RefusedError(NOT_DEAD)
+            raise RefusedError(_("it is not dead any more"))
         row.status = EntryStatus.DISCARDED
         _let_go_on(row)
         return {"code": row.last_error_code, "error": row.last_error}
+
+
+@action
+class Restore(EntryAction):
+    """Taken back from what was given up: dead again, to be looked at, edited or redriven."""
+
+    name = "outbox.restore"
+    summary = "Take discarded entries back into the DLQ."
+    permission = "ledger.restore_outboxentry"
+    audit_action = RESTORED
+
+    def candidates(self, parameters: Mapping[str, Any]) -> "QuerySet[OutboxEntry]":
+        """Return the discarded entries."""
+        return OutboxEntry.objects.discarded().defer("payload")
+
+    def misfit(self, row: OutboxEntry, parameters: Mapping[str, Any]) -> str:
+        """Refuse all but the discarded."""
+        if row.status == EntryStatus.DISCARDED:
+            return ""
+        return _("it is %(status)s, not discarded") % {"status": row.get_status_display()}
+
+    def misfits(
+        self, rows: Sequence[OutboxEntry], parameters: Mapping[str, Any], chosen: Collection[int]
+    ) -> dict[int, str]:
+        """Refuse also what the ledger has by now: it could only be a duplicate or a conflict."""
+        found = super().misfits(rows, parameters, chosen)
+        keys = {row.event_key: row.pk for row in rows}
+        posted = Transaction.objects.filter(event_key__in=keys)
+        for key in posted.values_list("event_key", flat=True):
+            found.setdefault(keys[key], _("the ledger has a transaction of this key"))
+        return found
+
+    def becomes(self, row: OutboxEntry, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a restoring changes, and what it means for later ones of the aggregate."""
+        return {"status": EntryStatus.DEAD.value, **_behind(row)}
+
+    def _change(self, row: OutboxEntry, by: By) -> dict[str, Any]:
+        if Transaction.objects.filter(event_key=row.event_key).exists():
+            raise RefusedError(_("the ledger has a transaction of this key"))
+        if not OutboxEntry.objects.filter(pk=row.pk).restore():
+            raise RefusedError(_("it is not discarded any more"))
+        row.status = EntryStatus.DEAD
+        dlq.file([(row.pk, row.last_error_code, row.last_error)])
+        return {"code": row.last_error_code, "error": row.last_error, **_behind(row)}
+
+
+def _behind(row: OutboxEntry) -> dict[str, int]:
+    """Return how many later entries of the aggregate wait, and how many were posted already."""
+    later = OutboxEntry.objects.filter(aggregate=row.aggregate, pk__gt=row.pk).order_by()
+    return {
+        "holds_back": later.filter(status=EntryStatus.PENDING).count(),
+        "later_posted": later.filter(status=EntryStatus.POSTED).count(),
+    }
 
 
 @action
@@ -267,7 +324,7 @@ class Edit(EntryAction):
         Raises RefusedError: editing is off; WrongParametersError: the payload cannot be posted.
         """
         if not settings.DLQ_EDIT_ENABLED:
-            raise RefusedError("editing is off: set DLQ_EDIT_ENABLED=true to allow it")
+            raise RefusedError(_("editing is off: set DLQ_EDIT_ENABLED=true to allow it"))
         kept = super().checked(parameters)
         payload = _checked_payload(kept.get("payload"))
         return {"payload": payload, "redrive": bool(kept.get("redrive", True))}
@@ -277,14 +334,14 @@ class Edit(EntryAction):
     ) -> dict[int, str]:
         """Refuse more than one entry: a payload is of one."""
         if len(chosen) > 1:
-            raise WrongParametersError("one payload is for one entry: edit one at a time")
+            raise WrongParametersError(_("one payload is for one entry: edit one at a time"))
         return super().misfits(rows, parameters, chosen)
 
     def misfit(self, row: OutboxEntry, parameters: Mapping[str, Any]) -> str:
         """Refuse also what would change nothing."""
         misfit = super().misfit(row, parameters)
         if not misfit and self._hash(row, parameters) == row.content_hash:
-            return "it has this payload already: redrive it"
+            return _("it has this payload already: redrive it")
         return misfit
 
     @staticmethod
@@ -307,7 +364,7 @@ class Edit(EntryAction):
         why = {"code": row.last_error_code, "error": row.last_error}
         row.content_hash = self._hash(row, by.parameters)
         if not this.edit(payload, row.content_hash):
-            raise RefusedError(NOT_DEAD)
+            raise RefusedError(_("it is not dead any more"))
         if by.parameters["redrive"]:
             _redrive(row)
         return {
@@ -322,18 +379,21 @@ class Edit(EntryAction):
 def _checked_payload(payload: Any) -> dict[str, Any]:
     """Return a payload that can be posted; raise WrongParametersError."""
     if not isinstance(payload, dict):
-        raise WrongParametersError("the payload is not a JSON object")
+        raise WrongParametersError(_("the payload is not a JSON object"))
     try:
         text = canonical(payload)
         payloads.read(text, connection.vendor)
     except (payloads.RefusedError, ValueError, RecursionError) as error:
-        raise WrongParametersError(f"the payload cannot be posted: {error}") from None
+        text = _("the payload cannot be posted: %(error)s") % {"error": error}
+        raise WrongParametersError(text) from None
     except payloads.UnknownVersionError:
-        raise WrongParametersError("the payload's schema_version is for newer code") from None
+        raise WrongParametersError(_("the payload's schema_version is for newer code")) from None
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > settings.OUTBOX_MAX_PAYLOAD_BYTES:
-        most = settings.OUTBOX_MAX_PAYLOAD_BYTES
-        raise WrongParametersError(f"the payload has {size} bytes; {most} are allowed")
+        facts = {"size": size, "most": settings.OUTBOX_MAX_PAYLOAD_BYTES}
+        raise WrongParametersError(
+            _("the payload has %(size)d bytes; %(most)d are allowed") % facts
+        )
     return dict(json.loads(text))
 
 

@@ -109,17 +109,27 @@ class Filter:
         """Return what is asked for, for the record; empty: all."""
         return {name: value for name, value in vars(self).items() if value not in ((), "", None)}
 
+    def discarded(self) -> "QuerySet[OutboxEntry]":
+        """Return the discarded entries that are meant; they have no group."""
+        found = OutboxEntry.objects.discarded()
+        if self.code:
+            found = found.filter(last_error_code=self.code)
+        return self._narrowed(found)
+
     def entries(self) -> "QuerySet[OutboxEntry]":
         """Return the dead entries that are meant, in the order they were published."""
         found = OutboxEntry.objects.dead().filter(letter__isnull=False)
-        if self.ids:
-            found = found.filter(pk__in=self.ids)
-        if self.type:
-            found = found.filter(event_type=self.type)
         if self.code:
             found = found.filter(letter__code=self.code)
         if self.group:
             found = found.filter(letter__group=self.group)
+        return self._narrowed(found)
+
+    def _narrowed(self, found: "QuerySet[OutboxEntry]") -> "QuerySet[OutboxEntry]":
+        if self.ids:
+            found = found.filter(pk__in=self.ids)
+        if self.type:
+            found = found.filter(event_type=self.type)
         if self.older_than_s is not None:
             found = found.filter(created_at__lt=seconds_from_now(-self.older_than_s))
         return found.order_by("id")

@@ -77,6 +77,14 @@ class OutboxQuerySet(models.QuerySet["OutboxEntry"]):
         """Give dead entries up for good; False: not dead."""
         return bool(self.dead().update(status=EntryStatus.DISCARDED))
 
+    def discarded(self) -> Self:
+        """Return the entries that were given up."""
+        return self.filter(status=EntryStatus.DISCARDED)
+
+    def restore(self) -> bool:
+        """Let discarded entries be dead again, as they were; False: not discarded."""
+        return bool(self.discarded().update(status=EntryStatus.DEAD))
+
     def edit(self, payload: dict[str, Any], content_hash: str) -> bool:
         """Give dead entries other content under the same key; False: not dead."""
         return bool(self.dead().update(payload=payload, content_hash=content_hash))
@@ -183,6 +191,7 @@ class OutboxEntry(models.Model):
             ("redrive_outboxentry", "Can redrive dead outbox entries"),
             ("edit_outboxentry", "Can edit dead outbox entries"),
             ("discard_outboxentry", "Can discard dead outbox entries"),
+            ("restore_outboxentry", "Can restore discarded outbox entries"),
             ("view_payload", "Can see payloads"),
         ]
         verbose_name = _("outbox entry")

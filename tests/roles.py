@@ -27,6 +27,7 @@ MAY_OPERATOR = MAY_VIEWER | {
     "recovery.change_job",
     "ledger.redrive_outboxentry",
     "ledger.discard_outboxentry",
+    "ledger.restore_outboxentry",
     "ledger.view_payload",
     "splits.recover_splitorder",
     "splits.retry_splitorder",

@@ -37,6 +37,7 @@ from recovery.admin.tables import (
 
 SHOWN_ERROR = 160
 MAY_DO = (actions.Redrive.name, actions.Edit.name, actions.Discard.name)
+OF_LIST = (actions.Redrive.name, actions.Discard.name, actions.Restore.name)
 PAYLOADS = "ledger.view_payload"
 
 # Of audit records of an edit, of previews and of plans.
@@ -92,12 +93,14 @@ class OutboxEntryAdmin(ReadOnlyAdmin):
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
         """Return what may be done to the entries that are ticked."""
-        return proposals.list_actions(request.user, MAY_DO)
+        return proposals.list_actions(request.user, OF_LIST)
 
     def buttons(self, request: HttpRequest, row: OutboxEntry) -> Iterable[Mapping[str, Any]]:
         """Return what may be done to the entry."""
         if row.status == EntryStatus.DEAD:
             yield from proposals.buttons(request.user, MAY_DO, ids=row.pk)
+        elif row.status == EntryStatus.DISCARDED:
+            yield from proposals.buttons(request.user, (actions.Restore.name,), ids=row.pk)
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """Return the order of the index that serves the filters."""

@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from ledger import dlq
-from ledger.actions import Discard, Edit, Redrive
+from ledger.actions import Discard, Edit, Redrive, Restore
 from ledger.dlq import Filter
 from ledger.models import ErrorCode
 from recovery import ages
@@ -27,6 +27,7 @@ from recovery.admin.proposals import (
 )
 
 ALL = "all"
+PAYLOADS = "ledger.view_payload"
 
 
 def filter_of(query: QueryDict) -> Filter:
@@ -126,6 +127,16 @@ offer(
 )
 offer(
     Offer(
+        action=Restore,
+        title=gettext_lazy("Restore"),
+        explanation=gettext_lazy(
+            "Discarded entries are dead again, to be redriven or edited; later entries of their"
+            " aggregate wait behind them until then."
+        ),
+    )
+)
+offer(
+    Offer(
         action=Edit,
         title=gettext_lazy("Edit"),
         explanation=gettext_lazy(
@@ -136,6 +147,7 @@ offer(
         initial=payload_now,
         is_judged_at_once=False,
         looks_again=True,
+        also_needs=PAYLOADS,
         is_available=lambda: bool(settings.DLQ_EDIT_ENABLED),
     )
 )

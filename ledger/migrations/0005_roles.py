@@ -12,6 +12,7 @@ def grant(apps, schema_editor):
             roles.OPERATOR: [
                 "ledger.redrive_outboxentry",
                 "ledger.discard_outboxentry",
+                "ledger.restore_outboxentry",
                 "ledger.view_payload",
             ],
             roles.ADMINISTRATOR: ["ledger.edit_outboxentry", "ledger.change_account"],
@@ -29,7 +30,7 @@ class Migration(migrations.Migration):
     operations = [
         migrations.AlterModelOptions(
             name='outboxentry',
-            options={'ordering': ['-id'], 'permissions': [('redrive_outboxentry', 'Can redrive dead outbox entries'), ('edit_outboxentry', 'Can edit dead outbox entries'), ('discard_outboxentry', 'Can discard dead outbox entries'), ('view_payload', 'Can see payloads')], 'verbose_name': 'outbox entry', 'verbose_name_plural': 'outbox entries'},
+            options={'ordering': ['-id'], 'permissions': [('redrive_outboxentry', 'Can redrive dead outbox entries'), ('edit_outboxentry', 'Can edit dead outbox entries'), ('discard_outboxentry', 'Can discard dead outbox entries'), ('restore_outboxentry', 'Can restore discarded outbox entries'), ('view_payload', 'Can see payloads')], 'verbose_name': 'outbox entry', 'verbose_name_plural': 'outbox entries'},
         ),
         migrations.RunPython(grant, migrations.RunPython.noop, elidable=False),
     ]

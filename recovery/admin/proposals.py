@@ -115,7 +115,14 @@ class Offer:
     """The preview needs nothing of the form."""
     is_proven: bool = False
     """The preview says whether a live transaction holds a row."""
+    also_needs: str = ""
+    """A permission beyond that of the action."""
     is_available: Callable[[], bool] = lambda: True
+
+    def is_for(self, user: Any) -> bool:
+        """Tell whether ``user`` may propose it."""
+        needed = filter(None, (self.action.permission, self.also_needs))
+        return self.is_available() and all(user.has_perm(it) for it in needed)
 
 
 _offers: dict[str, Offer] = {}
@@ -129,7 +136,7 @@ def offer(made: Offer) -> None:
 def offers(user: Any, names: Sequence[str]) -> list[Offer]:
     """Return which of these actions ``user`` may propose."""
     found = [_offers[name] for name in names if name in _offers]
-    return [it for it in found if it.is_available() and user.has_perm(it.action.permission)]
+    return [it for it in found if it.is_for(user)]
 
 
 def address(action: type[Action[Any]], **query: Any) -> str:

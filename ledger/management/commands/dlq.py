@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import CommandParser
+from django.db.models import QuerySet
 
 from ledger import dlq
-from ledger.actions import Discard, Edit, Redrive
+from ledger.actions import Discard, Edit, Redrive, Restore
 from ledger.dlq import Filter
 from ledger.models import ErrorCode, OutboxEntry
 from recovery.actions import ActionError
@@ -24,19 +25,26 @@ SHOWN_ENTRIES = 100
 class Command(PlanCommand):
     """List the DLQ by cause; redrive, discard, edit."""
 
-    help = "Dead outbox entries: list them by cause, show one, redrive, discard or edit them."
+    help = (
+        "Dead outbox entries: list them by cause, show one, redrive, discard or edit them;"
+        " restore discarded ones."
+    )
 
     def add_options(self, parser: CommandParser) -> None:
         """Add what is to be done and the filters."""
-        doing = parser.add_subparsers(dest="doing", metavar="list|show|redrive|discard|edit")
+        doing = parser.add_subparsers(
+            dest="doing", metavar="list|show|redrive|discard|restore|edit"
+        )
         listing = doing.add_parser("list", help="groups of one cause, the largest first")
         _add_filters(listing)
         listing.add_argument("--entries", action="store_true", help="entry by entry")
+        listing.add_argument("--discarded", action="store_true", help="those that were given up")
         show = doing.add_parser("show", help="one entry, with its payload and error")
         show.add_argument("id", type=row_id, metavar="ID")
         for name, text in (
             ("redrive", "give entries fresh attempts, due at once"),
             ("discard", "give entries up for good"),
+            ("restore", "take discarded entries back"),
         ):
             sub = doing.add_parser(name, help=text)
             _add_filters(sub)
@@ -52,7 +60,7 @@ class Command(PlanCommand):
         """Do what is asked for."""
         dlq.tidy()
         if options["doing"] is None:
-            options |= {"entries": False, **vars(Filter()), "id": []}
+            options |= {"entries": False, "discarded": False, **vars(Filter()), "id": []}
         try:
             return int(getattr(self, f"do_{options['doing'] or 'list'}")(options))
         except (PlanError, ActionError) as error:
@@ -61,8 +69,10 @@ class Command(PlanCommand):
     def do_list(self, options: Mapping[str, Any]) -> int:
         """Print the groups, or the entries."""
         wanted = _filter(options)
+        if options["discarded"]:
+            return self._list_entries(_of_discarded(wanted))
         if options["entries"]:
-            return self._list_entries(wanted)
+            return self._list_entries(wanted.entries())
         found = dlq.groups(wanted)
         self.document = {
             "entries": sum(it.entries for it in found),
@@ -82,8 +92,8 @@ class Command(PlanCommand):
             self.say(f"              {it.code or 'no code'}: {it.pattern}")
         return DONE
 
-    def _list_entries(self, wanted: Filter) -> int:
-        found = wanted.entries().select_related("letter").defer("payload")
+    def _list_entries(self, found: "QuerySet[OutboxEntry]") -> int:
+        found = found.defer("payload")
         entries = [_facts(it) for it in found[:SHOWN_ENTRIES]]
         self.document = {"entries": entries, "more": found[SHOWN_ENTRIES:].exists()}
         for it in entries:
@@ -114,6 +124,10 @@ class Command(PlanCommand):
         """Discard what the filters mean."""
         return self._carry_out(Discard.name, options)
 
+    def do_restore(self, options: Mapping[str, Any]) -> int:
+        """Take back what the filters mean."""
+        return self._carry_out(Restore.name, options)
+
     def _carry_out(self, action: str, options: Mapping[str, Any]) -> int:
         wanted = _filter(options)
         given = wanted.given()
@@ -121,7 +135,8 @@ class Command(PlanCommand):
             text = "say which entries: --id, --group, --code, --type, --older-than; or --all"
             raise UsageError(text + " alone for the whole DLQ")
         _require_known(options["id"])
-        chosen = wanted.entries().values_list("pk", flat=True)
+        meant = _of_discarded(wanted) if action == Restore.name else wanted.entries()
+        chosen = meant.values_list("pk", flat=True)
         ids = sorted({*chosen, *options["id"]}) if set(given) == {"ids"} else list(chosen)
         selection = {"all": True} if options["all"] else {**given, "ids": list(wanted.ids)}
         return self.carry_out(
@@ -171,6 +186,12 @@ def _filter(options: Mapping[str, Any]) -> Filter:
         options["group"],
         options.get("older_than"),
     )
+
+
+def _of_discarded(wanted: Filter) -> "QuerySet[OutboxEntry]":
+    if wanted.group:
+        raise UsageError("discarded entries have no group: --id, --code, --type or --older-than")
+    return wanted.discarded()
 
 
 def _require_known(ids: list[int]) -> None:
