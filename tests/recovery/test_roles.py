@@ -16,17 +16,8 @@ from django.test import Client
 from django.urls import reverse
 
 from recovery import roles
-from tests.roles import (
-    ADMINISTRATOR,
-    MAY,
-    NOBODY,
-    OPERATOR,
-    VIEWER,
-    grant_all,
-    granted,
-    logged_in,
-    person,
-)
+from recovery.roles import ADMINISTRATOR, OPERATOR, VIEWER
+from tests.roles import MAY, NOBODY, grant_all, granted, logged_in, person
 
 pytestmark = pytest.mark.django_db
 

@@ -5,10 +5,11 @@ import pytest
 from recovery import audit
 from recovery.admin import secrecy
 from recovery.models import AuditRecord, Job, JobRun
+from recovery.roles import ADMINISTRATOR, OPERATOR, VIEWER
 from tests.adminpages import list_url, page_url, text_of
 from tests.factories import SplitOrderFactory
 from tests.ledger.entries import into, put
-from tests.roles import ADMINISTRATOR, MAY, OPERATOR, VIEWER, grant_all, logged_in, person
+from tests.roles import MAY, grant_all, logged_in, person
 
 pytestmark = pytest.mark.django_db
 PAYLOAD, STACK = "ledger.view_payload", "recovery.view_stacktrace"

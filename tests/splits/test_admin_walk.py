@@ -11,20 +11,12 @@ from django.test import Client, RequestFactory
 from ledger.models import OutboxEntry
 from recovery import audit, pauses, plans
 from recovery.models import Job, JobRun
+from recovery.roles import ADMINISTRATOR, OPERATOR, VIEWER
 from splits.models import Breaker, OrderStatus, SplitOrder
 from tests.everyurl import addresses, changed, stored
 from tests.factories import SplitOrderFactory, hang
 from tests.ledger.entries import drain, into, put
-from tests.roles import (
-    ADMINISTRATOR,
-    MAY,
-    NOBODY,
-    OPERATOR,
-    VIEWER,
-    grant_all,
-    has_permission,
-    logged_in,
-)
+from tests.roles import MAY, NOBODY, grant_all, has_permission, logged_in
 
 pytestmark = pytest.mark.django_db
 
@@ -35,7 +27,7 @@ ARGUMENTS = {
     "anything else": lambda: {"path": "no/such/page"},
     "view_on_site": lambda: {
         "content_type_id": ContentType.objects.get_for_model(User).pk,
-        "object_id": User.objects.first().pk,
+        "object_id": User.objects.get(username="someone").pk,
     },
     "auth_user_password_change": lambda: {"id": User.objects.get(username="someone").pk},
 }
