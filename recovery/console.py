@@ -13,6 +13,8 @@ from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from recovery import nows
+
 if TYPE_CHECKING:
     from django.contrib.admin import AdminSite as SkinnedSite
 else:
@@ -40,24 +42,38 @@ class Page:
     view: View
     permission: str
     """What it takes to see it; empty: to be staff."""
-    title: Any = ""
-    """In the menu; empty: it is not there."""
-    icon: str = ""
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A place in the upper part of the menu."""
+
+    order: int
+    title: Any
+    icon: str
+    """Of the skin's set of symbols."""
+    name: str
+    """Of the address, as in ``reverse("admin:<name>")``."""
+    permission: str
 
 
 _pages: dict[str, Page] = {}
+_shortcuts: dict[str, Shortcut] = {}
 
 
-def page(
-    route: str, name: str, *, permission: str = "", title: Any = "", icon: str = ""
-) -> Callable[[View], View]:
+def page(route: str, name: str, *, permission: str = "") -> Callable[[View], View]:
     """Register the decorated view as the page ``admin:<name>``, for those with the permission."""
 
     def register(view: View) -> View:
-        _pages[name] = Page(route, name, _guarded(view, permission), permission, title, icon)
+        _pages[name] = Page(route, name, _guarded(view, permission), permission)
         return view
 
     return register
+
+
+def shortcut(made: Shortcut) -> None:
+    """Show a place in the menu, to those with its permission."""
+    _shortcuts[made.name] = made
 
 
 def _guarded(view: View, permission: str) -> View:
@@ -82,6 +98,17 @@ class ConsoleSite(SkinnedSite):
         """Return the addresses of the registered pages."""
         return [path(it.route, self.admin_view(it.view), name=it.name) for it in _pages.values()]
 
+    def admin_view(self, view: Any, cacheable: bool = False) -> Any:
+        """Return ``view`` for staff alone; ages are those of the moment it is asked for."""
+        inner: View = super().admin_view(view, cacheable)
+
+        @wraps(view)
+        def timed(*args: Any, **kwargs: Any) -> HttpResponse:
+            nows.begin()
+            return inner(*args, **kwargs)
+
+        return timed
+
     def render(
         self, request: HttpRequest, template: str, context: dict[str, Any], *, status: int = 200
     ) -> TemplateResponse:
@@ -95,8 +122,8 @@ class ConsoleSite(SkinnedSite):
         ours = [_item(request, _("Overview"), "monitoring", reverse("admin:index"))]
         ours += [
             _item(request, it.title, it.icon, reverse(f"admin:{it.name}"))
-            for it in _pages.values()
-            if it.title and (not it.permission or request.user.has_perm(it.permission))
+            for it in sorted(_shortcuts.values(), key=lambda it: it.order)
+            if request.user.has_perm(it.permission)
         ]
         apps = sorted(self.get_app_list(request), key=lambda it: it["app_label"] in PEOPLE)
         rows = [

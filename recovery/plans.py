@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 from recovery import actions, audit
 from recovery.actions import Action, Seen, Target
@@ -79,6 +79,8 @@ class Wanted:
     selection: Mapping[str, Any] = field(default_factory=dict)
     """How the rows were chosen, for the record."""
     pace: Pace = field(default_factory=Pace)
+    request_key: str | None = None
+    """Of the request: the plan of a request that comes twice is made once."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +94,20 @@ class Shown:
     """What would change; empty where the row is left out."""
     misfit: str = ""
     """Why it is left out."""
+    target_id: str = ""
+    """What audit records call it."""
 
 
-def preview(wanted: Wanted) -> Iterable[Shown]:
+def preview(wanted: Wanted, *, only: Sequence[int] | None = None) -> Iterable[Shown]:
     """Yield what would become of each row that is there; changes nothing, keeps nothing.
 
-    Raises UnknownActionError, WrongParametersError, RefusedError.
+    ``only``: these of the rows that are wanted. Raises UnknownActionError, WrongParametersError,
+    RefusedError.
     """
     action = actions.get(wanted.action)
     parameters = action.checked(wanted.parameters)
     chosen = frozenset(wanted.ids)
-    for ids in actions.in_chunks(wanted.ids):
+    for ids in actions.in_chunks(wanted.ids if only is None else only):
         rows = action.at(ids)
         misfits = action.misfits(list(rows.values()), parameters, chosen)
         for pk in ids:
@@ -112,7 +117,8 @@ def preview(wanted: Wanted) -> Iterable[Shown]:
 
 def _shown(action: Action[Any], row: Any, misfit: str, parameters: Mapping[str, Any]) -> Shown:
     after = {} if misfit else action.becomes(row, parameters)
-    return Shown(row.pk, action.label(row), action.state(row), after, misfit)
+    state, target_id = action.state(row), action.target_id(row)
+    return Shown(row.pk, action.label(row), state, after, misfit, target_id)
 
 
 def note_preview(wanted: Wanted, *, fitting: int, excluded: int) -> None:
@@ -132,14 +138,28 @@ def note_preview(wanted: Wanted, *, fitting: int, excluded: int) -> None:
 def create(wanted: Wanted) -> Plan:
     """Freeze the list: each row with the fingerprint of its state; nothing is repaired yet.
 
-    Rows that the action does not fit are kept as excluded, with the reason. Raises PlanError: no
+    Rows that the action does not fit are kept as excluded, with the reason. A request that comes
+    twice (``request_key``) gets the plan it made. Raises PlanError: no
     reason, a wrong pace; UnknownActionError, WrongParametersError, RefusedError.
     """
     if not wanted.reason.strip():
         raise PlanError("a plan needs a reason: it is kept in each audit record")
+    if known := of_request(wanted.request_key):
+        return known
     action, pace = actions.get(wanted.action), wanted.pace.checked()
     parameters = action.checked(wanted.parameters)
-    return with_retries(partial(_create, wanted, action, pace, parameters))
+    try:
+        return with_retries(partial(_create, wanted, action, pace, parameters))
+    except IntegrityError:
+        # The same request came twice at the same moment, and the other one was first.
+        if known := of_request(wanted.request_key):
+            return known
+        raise
+
+
+def of_request(request_key: str | None) -> Plan | None:
+    """Return the plan that a request has made already, if it has."""
+    return Plan.objects.filter(request_key=request_key).first() if request_key else None
 
 
 def _create(wanted: Wanted, action: Action[Any], pace: Pace, parameters: Mapping[str, Any]) -> Plan:
@@ -150,6 +170,7 @@ def _create(wanted: Wanted, action: Action[Any], pace: Pace, parameters: Mapping
             selection=dict(wanted.selection),
             actor=wanted.actor,
             reason=wanted.reason.strip(),
+            request_key=wanted.request_key,
             rate=pace.rate,
             canary=list(pace.canary),
             halt_share=pace.halt_share,

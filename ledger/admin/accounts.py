@@ -75,6 +75,8 @@ class ClosedFilter(ChoiceFilter):
 class AccountAdmin(OperatedAdmin):
     """Accounts and their balances."""
 
+    named_by, named_rank = "code", 5
+
     ordering = ("code", "unit")
     operations = (CLOSE, REOPEN)
     list_display = ("code", "unit", "balance_shown", "takes_postings", "closed", "allow_negative")

@@ -1,7 +1,7 @@
 """Outbox entries in the admin; the dead ones are the DLQ."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from django.contrib import admin
@@ -14,10 +14,10 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from ledger import actions
-from ledger.admin import origins
+from ledger.admin import causes, origins
 from ledger.admin.asked import lines_table
 from ledger.models import EntryStatus, ErrorCode, OutboxEntry, Transaction
-from recovery.admin import audited
+from recovery.admin import audited, proposals
 from recovery.admin.lists import ChoiceFilter
 from recovery.admin.rows import ReadOnlyAdmin, column
 from recovery.admin.search import FOUND_ROWS
@@ -26,6 +26,7 @@ from recovery.admin.tables import (
     NOTHING,
     Table,
     above,
+    copyable,
     link,
     list_of,
     long_text,
@@ -35,6 +36,7 @@ from recovery.admin.tables import (
 )
 
 SHOWN_ERROR = 160
+MAY_DO = (actions.Redrive.name, actions.Edit.name, actions.Discard.name)
 PAYLOADS = "ledger.view_payload"
 
 # Of audit records of an edit, of previews and of plans.
@@ -69,19 +71,33 @@ class ErrorFilter(ChoiceFilter):
 class OutboxEntryAdmin(ReadOnlyAdmin):
     """Outbox entries."""
 
+    named_by, named_rank = "event_key", 2
+
     list_display = ("event_key", "created", "stands", "attempts", "next_attempt", "reason_start")
     list_filter = (StatusFilter, ErrorFilter)
     sortable_by = ("created",)
     search_fields = ("event_key", "id")
     search_help_text = _("Exactly: an event key, an aggregate (lot:<board>) or an id.")
     fieldsets = (
-        (None, {"fields": ("event_key", "event_type", "aggregate_link", "origin", "transaction")}),
-        (_("State"), {"fields": ("stands", "reason", "attempts", "next_attempt", "waits_for")}),
+        (None, {"fields": ("key_shown", "event_type", "aggregate_link", "origin", "transaction")}),
+        (
+            _("State"),
+            {"fields": ("stands", "reason", "what_to_do", "attempts", "next_attempt", "waits_for")},
+        ),
         (_("Times"), {"fields": ("created", "posted")}),
         (_("Content"), {"fields": ("payload_shown", "content_hash", "traceparent")}),
     )
     created = moment_of(OutboxEntry, "created_at")
     posted = moment_of(OutboxEntry, "posted_at")
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        """Return what may be done to the entries that are ticked."""
+        return proposals.list_actions(request.user, MAY_DO)
+
+    def buttons(self, request: HttpRequest, row: OutboxEntry) -> Iterable[Mapping[str, Any]]:
+        """Return what may be done to the entry."""
+        if row.status == EntryStatus.DEAD:
+            yield from proposals.buttons(request.user, MAY_DO, ids=row.pk)
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """Return the order of the index that serves the filters."""
@@ -117,6 +133,16 @@ class OutboxEntryAdmin(ReadOnlyAdmin):
     def tables(self, row: Any) -> Iterable[Table]:
         """Return the postings asked for and the audit records."""
         return lines_table(row.payload_text), audited.records_table("outbox-entry", str(row.pk))
+
+    @column(_("event key"))
+    def key_shown(self, row: OutboxEntry) -> SafeString:
+        """Return the event key, to be copied."""
+        return copyable(row.event_key)
+
+    @column(_("what to do"))
+    def what_to_do(self, row: OutboxEntry) -> Any:
+        """Return what usually helps, where the entry is dead."""
+        return causes.advice(row.last_error_code) if row.status == EntryStatus.DEAD else NOTHING
 
     @column(_("status"))
     def stands(self, row: OutboxEntry) -> SafeString:

@@ -20,6 +20,8 @@ SHOWN_LINES = 200
 class TransactionAdmin(ReadOnlyAdmin):
     """Posted transactions: what the ledger says, for ever."""
 
+    named_by, named_rank = "event_key", 4
+
     list_display = ("event_key", "event_type", "posted")
     sortable_by = ("posted",)
     search_fields = ("event_key", "id")

@@ -15,9 +15,21 @@ from recovery.admin.rows import ReadOnlyAdmin, column
 from recovery.admin.search import newest
 from recovery.admin.secrecy import masked
 from recovery.admin.tables import above, link, moment_of, pretty, shown
+from recovery.console import Shortcut, shortcut
 from recovery.models import AuditRecord, JobRun
 
 SHOWN_REASON = 120
+
+
+shortcut(
+    Shortcut(
+        5,
+        _("Audit records"),
+        "history_edu",
+        "recovery_auditrecord_changelist",
+        "recovery.view_auditrecord",
+    )
+)
 
 
 class ActionFilter(ChoiceFilter):

@@ -52,6 +52,12 @@ def records_of(target_type: str, target_id: str) -> "QuerySet[AuditRecord]":
     return AuditRecord.objects.filter(target_type=target_type, target_id=target_id).order_by("-id")
 
 
+def newest_record(target_type: str, target_id: str) -> AuditRecord | None:
+    """Return the newest record about one target, without its JSON."""
+    records = records_of(target_type, target_id).defer("before", "after", "evidence")
+    return records.first()
+
+
 def records_table(target_type: str, target_id: str) -> Table:
     """Return a table of the newest records about one target."""
     records = records_of(target_type, target_id).defer("before", "after", "evidence")

@@ -14,7 +14,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from django_q.models import Schedule
 
-from recovery import pauses, plans, registry, restoring
+from recovery import pauses, registry, restoring
 from recovery.admin import audited
 from recovery.admin.operations import OperatedAdmin, Operation
 from recovery.admin.rows import column
@@ -31,6 +31,7 @@ from recovery.admin.tables import (
     state,
     unbroken,
 )
+from recovery.console import Shortcut, shortcut
 from recovery.models import Job, RunStatus
 from recovery.selfcheck import trails
 from recovery.wakeups import TASK
@@ -48,11 +49,8 @@ audited.register(
     lambda _name: None,  # it has no page
     actions=(restoring.DATABASE_RESTORED,),
 )
-audited.register(
-    plans.TARGET,
-    lambda _number: None,  # it has no page
-    actions=plans.AUDITED,
-)
+
+shortcut(Shortcut(4, _("Jobs"), "manufacturing", "recovery_job_changelist", "recovery.view_job"))
 
 PAUSE = Operation(
     name="pause",
@@ -79,6 +77,8 @@ RESUME = Operation(
 @admin.register(Job)
 class JobAdmin(OperatedAdmin):
     """Jobs: whether they run, when they last did, when they will."""
+
+    named_by, named_rank = "name", 6
 
     ordering = ("name",)
     operations = (PAUSE, RESUME)

@@ -9,6 +9,7 @@ from django import forms
 from django.contrib import messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.auth import get_permission_codename
+from django.core.exceptions import PermissionDenied
 from django.db import DatabaseError, InterfaceError
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -41,6 +42,8 @@ class Operation:
     already: Any
     fits: Callable[[Any], bool]
     """Whether the page of a row offers it."""
+    refusals: tuple[type[Exception], ...] = ()
+    """What ``apply`` raises where it will not; their texts are for people."""
 
 
 class ReasonForm(forms.Form):
@@ -59,8 +62,8 @@ class OperatedAdmin(ReadOnlyAdmin):
 
     operations: tuple[Operation, ...] = ()
 
-    def has_operate_permission(self, request: HttpRequest) -> bool:
-        """Tell whether the user may change rows of this kind."""
+    def has_operate_permission(self, request: HttpRequest, row: Any = None) -> bool:
+        """Tell whether the user may change ``row``; without one: rows of this kind at all."""
         codename = get_permission_codename("change", self.opts)
         return request.user.has_perm(f"{self.opts.app_label}.{codename}")
 
@@ -72,7 +75,7 @@ class OperatedAdmin(ReadOnlyAdmin):
 
     def buttons(self, request: HttpRequest, row: Any) -> Iterable[Mapping[str, Any]]:
         """Return the operations that fit ``row``, as POSTs to the list's action."""
-        if self.has_operate_permission(request):
+        if self.has_operate_permission(request, row):
             for operation in self.operations:
                 if operation.fits(row):
                     yield {"url": list_of(self.model), "operation": operation, "pk": row.pk}
@@ -86,6 +89,8 @@ class OperatedAdmin(ReadOnlyAdmin):
             text = _("Choose between 1 and %(most)d rows. Nothing has been changed.")
             self.message_user(request, text % {"most": MOST_AT_ONCE}, messages.ERROR)
             return None
+        if not all(self.has_operate_permission(request, row) for row in rows):
+            raise PermissionDenied
         form = ReasonForm(request.POST if CONFIRMED in request.POST else None)
         if not form.is_valid():
             return self._confirmation(request, operation, rows, form)
@@ -120,6 +125,9 @@ class OperatedAdmin(ReadOnlyAdmin):
     def _apply(self, request: HttpRequest, operation: Operation, row: Model, reason: str) -> None:
         try:
             changed = operation.apply(row, actor=request.user.get_username(), reason=reason)
+        except operation.refusals as error:
+            self.message_user(request, str(error), messages.ERROR)
+            return
         except (DatabaseError, InterfaceError) as error:
             if not is_infrastructure(error):
                 raise

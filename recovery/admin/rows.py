@@ -23,6 +23,10 @@ class ReadOnlyAdmin(ExactSearchAdmin):
     ordering: ClassVar[tuple[str, ...]] = ("-id",)
     sortable_by: ClassVar[tuple[str, ...]] = ()
     list_per_page = 100
+    named_by: ClassVar[str] = ""
+    """The field that people name a row by; empty: nobody does."""
+    named_rank: ClassVar[int] = 0
+    """Which kind of row a name is looked for first."""
     paginator = CappedPaginator
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER

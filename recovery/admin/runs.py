@@ -106,6 +106,8 @@ class RunStatusFilter(ChoiceFilter):
 class JobRunAdmin(ReadOnlyAdmin):
     """Runs of jobs."""
 
+    named_by, named_rank = "run_id", 7
+
     list_display = ("started", "job_link", "ended", "lasted", "where", "outcome")
     list_filter = (RunJobFilter, RunStatusFilter)
     sortable_by = ("started",)

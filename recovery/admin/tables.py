@@ -17,6 +17,8 @@ from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from recovery import nows
+
 NOTHING = "\N{EN DASH}"
 SHOWN_CHARACTERS = 20_000
 MINUTE_S, HOUR_S, DAY_S = 60, 3_600, 86_400
@@ -51,7 +53,7 @@ def shown(value: Any) -> Any:
     if value is None or value == "":
         return NOTHING
     if isinstance(value, datetime):
-        return unbroken(moment(value))
+        return dated(value)
     return display_for_value(value, NOTHING)
 
 
@@ -60,16 +62,42 @@ def moment(value: datetime | None) -> str:
     return date_format(localtime(value), "Y-m-d H:i:s") if value else NOTHING
 
 
+def dated(value: datetime | None) -> Any:
+    """Return a time to the second with its age beside it."""
+    if value is None:
+        return NOTHING
+    age = nows.age_of(value)
+    beside = format_html(' <span class="quiet unbroken">{}</span>', ago(age)) if age else ""
+    return format_html('<span class="unbroken">{}</span>{}', moment(value), beside)
+
+
+def ago(age: timedelta) -> str:
+    """Return how long ago, or in how long, for people."""
+    text = _("%(age)s ago") if age >= timedelta(0) else _("in %(age)s")
+    return text % {"age": span(abs(age))}
+
+
+def copyable(text: str, shown_as: Any = None) -> SafeString:
+    """Return a key with a button that copies it (which needs JavaScript, as the button does)."""
+    return format_html(
+        '{} <button type="button" class="copy" data-copy="{}" data-copied="{}">{}</button>',
+        text if shown_as is None else shown_as,
+        text,
+        _("copied"),
+        _("copy"),
+    )
+
+
 def unbroken(text: str) -> SafeString:
     """Return a text that stays on one line."""
     return format_html('<span class="unbroken">{}</span>', text)
 
 
-def moment_of(model: type[Model], name: str) -> Callable[[Any, Any], str]:
-    """Return a column that shows the time in field ``name`` to the second."""
+def moment_of(model: type[Model], name: str) -> Callable[[Any, Any], Any]:
+    """Return a column that shows the time in field ``name`` to the second, and its age."""
 
-    def column(model_admin: Any, row: Any) -> str:
-        return moment(getattr(row, name))
+    def column(model_admin: Any, row: Any) -> Any:
+        return dated(getattr(row, name))
 
     column.admin_order_field = name  # type: ignore[attr-defined]
     column.short_description = model._meta.get_field(name).verbose_name  # type: ignore[attr-defined,union-attr]

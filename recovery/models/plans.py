@@ -142,6 +142,10 @@ class Plan(models.Model):
     )
     actor = models.CharField(_("actor"), max_length=200)
     reason = models.TextField(_("reason"))
+    request_key = models.CharField(
+        _("request key"), max_length=64, null=True, blank=True, unique=True, editable=False
+    )
+    """Of the form it was asked for with: sent twice, it is one plan."""
     status = models.CharField(
         _("status"), max_length=10, choices=PlanStatus, default=PlanStatus.PLANNED
     )

@@ -42,6 +42,8 @@ class LotStatusFilter(ChoiceFilter):
 class LotAdmin(ReadOnlyAdmin):
     """Lots."""
 
+    named_by, named_rank = "code", 3
+
     list_display = ("code", "sku", "quantity_shown", "stands", "made_by", "root_code", "created")
     list_filter = (LotStatusFilter,)
     sortable_by = ("created",)

@@ -1,6 +1,6 @@
 """Split orders in the admin: lines, steps, children, ledger, and all that happened."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from django.conf import settings
@@ -15,12 +15,14 @@ from django.utils.translation import gettext_lazy as _
 
 from ledger.admin import origins
 from recovery.admin import audited
+from recovery.admin import proposals as offered
 from recovery.admin.lists import ChoiceFilter
 from recovery.admin.rows import ReadOnlyAdmin, column
 from recovery.admin.search import matching
 from recovery.admin.tables import (
     NOTHING,
     Table,
+    copyable,
     link,
     long_text,
     moment,
@@ -30,12 +32,15 @@ from recovery.admin.tables import (
     state,
 )
 from splits import audit
+from splits.actions import Cancel, Recover, Release, Retry, Reverse
 from splits.admin.lots import order_state
 from splits.admin.parts import children_table, lines_table, steps_table
 from splits.admin.story import Story
 from splits.models import OrderStatus, SplitOrder
 
 SHOWN_ERROR = 120
+FITTING = {it.name: it.fitting for it in (Retry, Release, Cancel, Reverse)}
+MAY_DO = (Recover.name, *FITTING)
 
 
 def order_of(event_key: str) -> SplitOrder | None:
@@ -84,6 +89,8 @@ class ProgressFilter(ChoiceFilter):
 class SplitOrderAdmin(ReadOnlyAdmin):
     """Split orders with their finalization."""
 
+    named_by, named_rank = "number", 1
+
     list_display = (
         "number",
         "created",
@@ -99,7 +106,7 @@ class SplitOrderAdmin(ReadOnlyAdmin):
     search_fields = ("number", "source_lot__code", "id")
     search_help_text = _("Exactly: a number, the code of the lot it splits, an event key or an id.")
     fieldsets = (
-        (None, {"fields": ("number", "source_lot", "stands", "created", "finalized")}),
+        (None, {"fields": ("number_shown", "source_lot", "stands", "created", "finalized")}),
         (
             _("Finalization"),
             {
@@ -139,6 +146,17 @@ class SplitOrderAdmin(ReadOnlyAdmin):
         elif term.startswith("lot:"):
             yield matching(SplitOrder, "source_lot__code", term.removeprefix("lot:"))
 
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        """Return what may be done to the orders that are ticked."""
+        return offered.list_actions(request.user, MAY_DO)
+
+    def buttons(self, request: HttpRequest, row: Any) -> Iterable[Mapping[str, Any]]:
+        """Return what may be done to the order as it stands."""
+        names = [Recover.name] if _is_stuck(row) else []
+        if not row.finalize_in_progress:
+            names += [name for name, fitting in FITTING.items() if row.status in fitting]
+        return offered.buttons(request.user, names, ids=row.pk)
+
     def tables(self, row: Any) -> Iterable[Table]:
         """Return steps, timeline, ledger, lines and child lots."""
         story = Story(row, row.reader)
@@ -149,6 +167,11 @@ class SplitOrderAdmin(ReadOnlyAdmin):
             lines_table(row),
             children_table(row),
         )
+
+    @column(_("number"))
+    def number_shown(self, row: SplitOrder) -> SafeString:
+        """Return the number, to be copied."""
+        return copyable(row.number)
 
     @column(_("source lot"))
     def lot(self, row: SplitOrder) -> SafeString:

@@ -199,7 +199,7 @@ def test_entries_are_filtered_newest_first(admin_client):
     code = "insufficient_balance"
     assert listed(admin_client, OutboxEntry, last_error_code=code) == [second.pk, first.pk]
     assert listed(admin_client, OutboxEntry, last_error_code=code, status="posted") == []
-    assert listed(admin_client, OutboxEntry, status="dead", o="1") == [
+    assert listed(admin_client, OutboxEntry, status="dead", o="2") == [
         first.pk,
         second.pk,
         broken.pk,

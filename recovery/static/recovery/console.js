@@ -7,6 +7,8 @@
 
     /* Live pages: <main data-live-page data-every-s="5"> holds parts with data-live names. The page is
        fetched again and parts that differ are replaced; focus, open details and scroll stay. */
+    const TOKENS = /name="csrfmiddlewaretoken" value="[^"]*"/g;
+    const was = new WeakMap();
     const live = () => document.querySelector("[data-live-page]");
     let timer = null;
 
@@ -43,10 +45,12 @@
     function replace(page, fresh) {
         for (const part of page.querySelectorAll("[data-live]")) {
             const other = fresh.querySelector(`[data-live="${part.dataset.live}"]`);
-            if (!other || other.innerHTML === part.dataset.was || isRead(part)) continue;
+            if (!other || isRead(part)) continue;
+            const now = other.innerHTML.replace(TOKENS, "");
+            if (now === (was.get(part) ?? part.innerHTML.replace(TOKENS, ""))) continue;
             const place = placeIn(part);
             const open = new Set([...part.querySelectorAll("details[open]")].map(nameOf));
-            part.dataset.was = other.innerHTML;
+            was.set(part, now);
             part.innerHTML = other.innerHTML;
             for (const it of part.querySelectorAll("details")) it.open = it.open || open.has(nameOf(it));
             if (place) refocus(part, place);
