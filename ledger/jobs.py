@@ -58,7 +58,7 @@ def process_ledger_outbox(run: Run) -> Batch:
     if result.briefly and not full:
         time.sleep(parking.BUSY_HEAD_LEAST_S)  # rather than until the next tick
     more = full or result.released > 0 or result.briefly or bool(result.suspects)
-    return Batch(result.counts(), more=more)
+    return Batch({**result.counts(), **metrics.by_code(result)}, more=more)
 
 
 def _next_size(size: int, took_s: float) -> int:

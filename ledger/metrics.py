@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
 from django.conf import settings
@@ -10,8 +10,10 @@ from django.db.models import Count, Min
 from prometheus_client import Counter, Histogram
 
 from ledger.models import EntryStatus, ErrorCode, OutboxEntry
+from ledger.outbox import JOB
 from ledger.posting import Result
 from recovery.clock import db_now
+from recovery.history import flow
 from recovery.metrics import GaugeValues, gauge
 
 
@@ -39,6 +41,7 @@ LATENCY = BatchHistogram(
     "Seconds from the commit of an entry to its posting.",
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600),
 )
+FAILED_OF = "failed:{code}"
 NOT_POSTED = (EntryStatus.PENDING, EntryStatus.DEAD, EntryStatus.DISCARDED)
 
 if settings.METRICS_ENABLED:  # from zero: an alert on growth must see the first one
@@ -61,6 +64,24 @@ def _ages_s(now: datetime, moments: Iterable[str]) -> Iterator[float]:
     utc = now.replace(tzinfo=None)
     for moment in moments:
         yield max(0.0, (utc - datetime.fromisoformat(moment)).total_seconds())
+
+
+@flow("outbox_posted", job=JOB)
+def posted(counts: Mapping[str, int]) -> dict[str, float]:
+    """Entries posted."""
+    return {"": counts.get("posted", 0)}
+
+
+@flow("outbox_failures", job=JOB)
+def failures(counts: Mapping[str, int]) -> dict[str, float]:
+    """Failed attempts to post an entry, by code."""
+    return {code.value: counts.get(FAILED_OF.format(code=code.value), 0) for code in ErrorCode}
+
+
+def by_code(result: Result) -> dict[str, int]:
+    """Return a batch's failed attempts by code, as counts of its run."""
+    codes = Tally(it.code.value for it in result.failures.values())
+    return {FAILED_OF.format(code=code): n for code, n in codes.items()}
 
 
 @gauge("outbox_entries")

@@ -37,7 +37,7 @@ def post_one_at_a_time(run: Run, policy: Policy, *, limit: int) -> Batch:
         run.progressed()
     if total.errors:
         raise total.errors[0]
-    return Batch(total.counts(), more=total.progressed())
+    return Batch({**total.counts(), **metrics.by_code(total)}, more=total.progressed())
 
 
 def post_with_care(policy: Policy, pk: int) -> Result:

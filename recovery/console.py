@@ -58,6 +58,7 @@ class Shortcut:
 
 
 _pages: dict[str, Page] = {}
+_front: list[View] = []
 _shortcuts: dict[str, Shortcut] = {}
 
 
@@ -69,6 +70,12 @@ def page(route: str, name: str, *, permission: str = "") -> Callable[[View], Vie
         return view
 
     return register
+
+
+def front_page(view: View) -> View:
+    """Register the decorated view as what ``/admin/`` shows."""
+    _front[:] = [view]
+    return view
 
 
 def shortcut(made: Shortcut) -> None:
@@ -92,7 +99,10 @@ class ConsoleSite(SkinnedSite):
     site_header = gettext_lazy("Split recovery")
     site_title = gettext_lazy("Split recovery")
     index_title = gettext_lazy("Overview")
-    index_template = "admin/recovery/overview.html"
+
+    def index(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        """Show the front page."""
+        return _front[0](request)
 
     def extra_urls(self) -> list[URLPattern]:
         """Return the addresses of the registered pages."""

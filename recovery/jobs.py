@@ -6,7 +6,7 @@ from collections import Counter
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, transaction
 
-from recovery import carrying, metrics, plans, retention
+from recovery import carrying, history, metrics, plans, retention
 from recovery.carrying import Carrier, Step
 from recovery.clock import db_now
 from recovery.models import Plan
@@ -21,6 +21,8 @@ def metrics_collect(run: Run) -> Batch:
     samples = metrics.collect() if settings.METRICS_ENABLED else []
     with transaction.atomic():
         stored = metrics.store(samples)
+        if settings.METRICS_ENABLED:
+            history.keep(samples)
         run.renew_lease()
     return Batch({"samples": stored})
 

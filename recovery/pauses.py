@@ -1,4 +1,4 @@
-"""Pause and resume jobs, on the record."""
+"""Pause and resume jobs, or ask for a run, on the record."""
 
 from functools import partial
 
@@ -7,6 +7,8 @@ from django.db import transaction
 from recovery import audit
 from recovery.models import Job
 from recovery.wakeups import enqueue
+
+RUN_REQUESTED = "job-run-requested"
 
 
 def pause(name: str, *, actor: str, reason: str = "") -> bool:
@@ -30,6 +32,18 @@ def resume(name: str, *, actor: str, reason: str = "") -> bool:
             # Whatever the flag says: it may have been set while the job was paused.
             transaction.on_commit(partial(enqueue, name), robust=True)
     return changed
+
+
+def run_now(name: str, *, actor: str, reason: str = "") -> bool:
+    """Ask for a run of job ``name`` at once. False: it is paused, and would be passed by."""
+    with transaction.atomic():
+        if Job.objects.filter(name=name, paused_at__isnull=False).exists():
+            return False
+        audit.record(
+            actor=actor, action=RUN_REQUESTED, target_type="job", target_id=name, reason=reason
+        )
+        transaction.on_commit(partial(enqueue, name), robust=True)
+    return True
 
 
 def _record(action: str, name: str, *, actor: str, reason: str) -> None:

@@ -23,7 +23,7 @@ class Migration(migrations.Migration):
 
     dependencies = [
         ('ledger', '0004_plans'),
-        ('recovery', '0005_roles'),
+        ('recovery', '0006_roles'),
     ]
 
     operations = [

@@ -4,9 +4,9 @@ import django_q.admin  # registers django-q2's models, whatever the order of the
 from django.apps import apps
 from django.contrib import admin
 
-from recovery.admin import audit, going, jobs, logins, people, plans, proposals, runs
+from recovery.admin import audit, going, jobs, logins, overview, people, plans, proposals, runs
 
-__all__ = ["audit", "going", "jobs", "logins", "people", "plans", "proposals", "runs"]
+__all__ = ["audit", "going", "jobs", "logins", "overview", "people", "plans", "proposals", "runs"]
 
 
 def hide(app_label: str) -> None:

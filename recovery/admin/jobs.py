@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models import OuterRef, QuerySet, Subquery, TextChoices
 from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils.html import format_html
@@ -42,7 +42,7 @@ LATE_PERIODS = 3
 audited.register(
     "job",
     lambda name: Job.objects.filter(pk=name).first(),
-    actions=("job-paused", "job-resumed", trails.PROBED),
+    actions=("job-paused", "job-resumed", pauses.RUN_REQUESTED, trails.PROBED),
 )
 audited.register(
     restoring.TARGET,
@@ -52,6 +52,38 @@ audited.register(
 
 shortcut(Shortcut(4, _("Jobs"), "manufacturing", "recovery_job_changelist", "recovery.view_job"))
 
+
+class Health(TextChoices):
+    """How a job fares, for people."""
+
+    HEALTHY = "healthy", _("healthy")
+    LATE = "late", _("late")
+    FAILING = "failing", _("failing")
+    PAUSED = "paused", _("paused")
+
+
+def health_of(row: Any) -> Health:
+    """Return how a job fares; ``row`` has the database's time as ``now``.
+
+    Late: without a heartbeat for three periods, or as long since its row was made.
+    """
+    if row.paused_at:
+        return Health.PAUSED
+    if _is_late(row, row.now - (row.heartbeat_at or row.created_at)):
+        return Health.LATE
+    failed = row.last_status in (RunStatus.FAILED, RunStatus.DIED)
+    return Health.FAILING if failed else Health.HEALTHY
+
+
+RUN_NOW = Operation(
+    name="run_now",
+    label=_("Run now"),
+    explanation=_("A worker is woken, which runs the job at once, as a tick would."),
+    apply=lambda job, **author: pauses.run_now(job.name, **author),
+    done=_("Job %(name)s has been asked to run."),
+    already=_("Job %(name)s is paused: resume it first. Nothing has been changed."),
+    fits=lambda job: job.paused_at is None,
+)
 PAUSE = Operation(
     name="pause",
     label=_("Pause"),
@@ -81,7 +113,7 @@ class JobAdmin(OperatedAdmin):
     named_by, named_rank = "name", 6
 
     ordering = ("name",)
-    operations = (PAUSE, RESUME)
+    operations = (RUN_NOW, PAUSE, RESUME)
     list_display = (
         "name",
         "state",

@@ -8,7 +8,7 @@ from recovery.models.records import (
     AppendOnlyQuerySet,
     AuditRecord,
 )
-from recovery.models.samples import Sample
+from recovery.models.samples import Sample, SampleMoment
 from recovery.models.texts import ERROR_MAX_LENGTH, stored_text
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "PlanStatus",
     "RunStatus",
     "Sample",
+    "SampleMoment",
     "stored_text",
 ]

@@ -1,4 +1,4 @@
-"""The newest samples of the gauges."""
+"""Samples of the gauges: the newest ones, and what charts are drawn from."""
 
 from django.db import models
 from django.db.models.functions import Now
@@ -26,3 +26,24 @@ class Sample(models.Model):
     def __str__(self) -> str:
         """Return the sample as Prometheus would print it."""
         return f"{self.name}{{{self.labels}}} {self.value:g}"
+
+
+class SampleMoment(models.Model):
+    """What was sampled at one moment, all gauges and flows in one row; a day of them is kept."""
+
+    at = models.DateTimeField(_("at"))
+    is_coarse = models.BooleanField(_("kept for a day"), default=False)
+    """One a minute is; the others are kept for an hour."""
+    values = models.JSONField(_("values"), default=dict)
+
+    class Meta:
+        """In the order of time."""
+
+        ordering = ["at"]
+        indexes = [models.Index(fields=["is_coarse", "at"], name="samplemoment_coarse_at")]
+        verbose_name = _("moment of samples")
+        verbose_name_plural = _("moments of samples")
+
+    def __str__(self) -> str:
+        """Return the time."""
+        return f"{self.at:%Y-%m-%d %H:%M:%S}"

@@ -1,5 +1,5 @@
 """Split orders and lots in Django's admin."""
 
-from splits.admin import breakers, lots, orders, proposals, trouble
+from splits.admin import breakers, lots, orders, panel, proposals, trouble
 
-__all__ = ["breakers", "lots", "orders", "proposals", "trouble"]
+__all__ = ["breakers", "lots", "orders", "panel", "proposals", "trouble"]

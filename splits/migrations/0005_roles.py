@@ -20,7 +20,7 @@ class Migration(migrations.Migration):
 
     dependencies = [
         ('splits', '0004_plans'),
-        ('recovery', '0005_roles'),
+        ('recovery', '0006_roles'),
     ]
 
     operations = [

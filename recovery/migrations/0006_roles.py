@@ -25,7 +25,7 @@ def grant(apps, schema_editor):
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('recovery', '0004_plan_requests'),
+        ('recovery', '0005_sample_moments'),
         ('auth', '0012_alter_user_first_name_max_length'),
         ('axes', '0010_accessattemptexpiration'),
         ('contenttypes', '0002_remove_content_type_name'),
