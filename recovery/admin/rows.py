@@ -30,7 +30,6 @@ class ReadOnlyAdmin(ExactSearchAdmin):
     paginator = CappedPaginator
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
-    actions_selection_counter = False
     change_list_template = "admin/recovery/list.html"
     change_form_template = "admin/recovery/object.html"
 

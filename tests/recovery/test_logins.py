@@ -25,7 +25,8 @@ LIMIT = 5
 
 
 @pytest.fixture(autouse=True)
-def ann():
+def ann(settings):
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # it is quick
     User.objects.create_user("bob", password=RIGHT, is_staff=True)
     return User.objects.create_user("ann", password=RIGHT, is_staff=True)
 

@@ -40,6 +40,7 @@ PERMISSIONS = {
     ("recovery.job", "run_now"): "recovery.change_job",
     ("recovery.job", "pause"): "recovery.change_job",
     ("recovery.job", "resume"): "recovery.change_job",
+    ("recovery.job", "run_now"): "recovery.change_job",
     ("ledger.account", "close"): "ledger.change_account",
     ("ledger.account", "reopen"): "ledger.change_account",
     **{("recovery.plan", name): "splits.retry_splitorder" for name in BRAKES},
