@@ -391,9 +391,8 @@ def _checked_payload(payload: Any) -> dict[str, Any]:
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > settings.OUTBOX_MAX_PAYLOAD_BYTES:
         facts = {"size": size, "most": settings.OUTBOX_MAX_PAYLOAD_BYTES}
-        raise WrongParametersError(
-            _("the payload has %(size)d bytes; %(most)d are allowed") % facts
-        )
+        text = _("the payload has %(size)d bytes; %(most)d are allowed")
+        raise WrongParametersError(text % facts)
     return dict(json.loads(text))
 
 

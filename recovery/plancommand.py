@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
+from django.utils import translation
 from tqdm import tqdm
 
 from recovery import ages, plans
@@ -125,6 +126,11 @@ def plan_line(plan: Plan) -> str:
 
 class PlanCommand(OperatorCommand):
     """A command that makes a plan and carries it out."""
+
+    def handle(self, *args: str, **options: Any) -> None:
+        """Run in English, as all that commands print is: why rows are left out, above all."""
+        with translation.override("en"):
+            super().handle(*args, **options)
 
     def carry_out(self, wanted: Wanted, options: Mapping[str, Any], *, start: bool = True) -> int:
         """Show what would change; unless that is all, freeze it, ask, start and follow it."""

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from django.conf import settings
 from django.db.models import QuerySet
+from django.utils.translation import gettext as _
 
 from recovery.actions import (
     Action,
@@ -63,9 +64,11 @@ class OrderAction(Action[SplitOrder]):
     def misfit(self, row: SplitOrder, parameters: Mapping[str, Any]) -> str:
         """Refuse other statuses."""
         if row.finalize_in_progress:
-            return "it is being finalized"
+            return _("it is being finalized")
         if row.status not in self.fitting:
-            return f"it is {row.status}, not {' or '.join(self.fitting)}"
+            wanted = _(" or ").join(str(it.label) for it in self.fitting)
+            facts = {"status": row.get_status_display(), "wanted": wanted}
+            return _("it is %(status)s, not %(wanted)s") % facts
         return ""
 
 
@@ -83,7 +86,7 @@ class VerbAction(OrderAction):
         except SplitError as error:
             raise RefusedError(str(error)) from error
         if not changed:
-            raise RefusedError("it was so already")
+            raise RefusedError(_("it was so already"))
         return self.audit_action.rpartition("-")[2]
 
 
@@ -161,7 +164,7 @@ class Cancel(VerbAction):
         found = super().misfits(rows, parameters, chosen)
         moved = FinalizeStep.objects.filter(order__in=rows, name=StepName.CONSUME_SOURCE)
         for pk in moved.values_list("order_id", flat=True):
-            found.setdefault(pk, "its source lot is consumed already")
+            found.setdefault(pk, _("its source lot is consumed already"))
         return found
 
     def becomes(self, row: SplitOrder, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,12 +235,14 @@ class Recover(Starting, OrderAction):
         if parameters["force"] and row.status == OrderStatus.QUARANTINED:
             return ""
         if not row.finalize_in_progress:
-            return f"it is {row.status} and not in progress"
+            facts = {"status": row.get_status_display()}
+            return _("it is %(status)s and not in progress") % facts
         made = row.finalize_progress_at
         age_s = (db_now() - made).total_seconds() if made else None
         if parameters["force"] or age_s is None or age_s > parameters["threshold_s"]:
             return ""
-        return f"it made progress {age_s:.0f} s ago, within {parameters['threshold_s']:g} s"
+        facts = {"age": f"{age_s:.0f}", "threshold": f"{parameters['threshold_s']:g}"}
+        return _("it made progress %(age)s s ago, within %(threshold)s s") % facts
 
     def becomes(self, row: SplitOrder, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a reset changes, where nothing is used up."""
@@ -254,7 +259,7 @@ class Recover(Starting, OrderAction):
         )
         result = stuck.reset_locked(row, request)
         if result is Result.GONE:
-            raise RefusedError("it is not stuck any more")
+            raise RefusedError(_("it is not stuck any more"))
         return result.value
 
     def holder(self, row_id: int) -> dict[str, Any] | None:

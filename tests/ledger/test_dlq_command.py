@@ -123,6 +123,20 @@ def test_edit_takes_a_file(settings, tmp_path):
     assert caught.value.returncode == 2
 
 
+def test_discarded_entries_are_listed_and_restored_by_filter():
+    mistaken, meant = die(2)
+    run("dlq", "discard", "--all", "--reason", "oops")
+    listed = run("dlq", "list", "--discarded")[1]["entries"]
+    assert [it["id"] for it in listed] == [mistaken.pk, meant.pk]
+    assert run("dlq", "restore", "--code", "unbalanced", "--reason", "x")[1]["rows"] == 0
+    arguments = ["dlq", "restore", "--id", str(mistaken.pk), "--reason", "by mistake"]
+    assert run(*arguments, "--dry-run")[1]["preview"][0]["after"]["status"] == "dead"
+    assert run(*arguments)[0] == 0
+    assert (state(mistaken)[0], state(meant)[0]) == (EntryStatus.DEAD, EntryStatus.DISCARDED)
+    assert run("dlq", "restore", "--all", "--reason", "all of it")[1]["done"] == 1
+    assert OutboxEntry.objects.dead().count() == 2
+
+
 def test_plans_are_listed_paused_and_cancelled():
     (entry,) = die()
     status, document = run(

@@ -155,6 +155,55 @@ def test_discarded_entry_stays_and_is_on_record():
     assert record.evidence["code"] == "account_closed"
 
 
+def test_discarded_entry_is_restored_as_it_was_and_can_be_redriven():
+    (entry,) = die()
+    entry.refresh_from_db()
+    carried(plans.create(wanted([entry], "outbox.discard")))
+    later = put("later", into("PINE", "1"), aggregate=entry.aggregate)
+    drain()
+    waits = put("waits", into("OAK", "1"), aggregate=entry.aggregate)
+    (shown,) = plans.preview(wanted([entry], "outbox.restore"))
+    assert shown.after == {"status": "dead", "holds_back": 1, "later_posted": 1}
+    plan = carried(plans.create(wanted([entry], "outbox.restore")))
+    assert (plan.status, plan.rows_done) == (PlanStatus.DONE, 1)
+    assert state(entry) == (EntryStatus.DEAD, entry.attempts, entry.last_error_code)
+    assert DeadLetter.objects.get().pk == entry.pk
+    record = AuditRecord.objects.get(action="outbox-entry-restored")
+    assert (record.actor, record.before["status"], record.after["status"]) == (
+        "anna", "discarded", "dead",
+    )  # fmt: skip
+    assert (record.evidence["later_posted"], record.evidence["holds_back"]) == (1, 1)
+    drain()
+    assert state(waits)[0] == EntryStatus.PENDING, "it waits behind the restored one"
+    reopen()
+    carried(plans.create(wanted([entry])))
+    drain()
+    assert {state(it)[0] for it in (entry, later, waits)} == {EntryStatus.POSTED}
+    assert_books_balance()
+
+
+def test_only_discarded_entries_that_the_ledger_lacks_are_restored():
+    dead, discarded = die(2)
+    carried(plans.create(wanted([discarded], "outbox.discard")))
+    Transaction.objects.create(pk=10**6, event_key=discarded.event_key, event_type="x")
+    plan = plans.create(wanted([dead, discarded], "outbox.restore"))
+    assert plan.rows_total == 0
+    assert set(plan.items.values_list("note", flat=True)) == {
+        "it is dead, not discarded",
+        "the ledger has a transaction of this key",
+    }
+
+
+def test_entry_is_restored_once_by_two_plans():
+    (entry,) = die()
+    carried(plans.create(wanted([entry], "outbox.discard")))
+    first, second = (plans.create(wanted([entry], "outbox.restore")) for _ in range(2))
+    carried(first)
+    carried(second)
+    assert second.items.get().status == ItemStatus.DRIFTED
+    assert AuditRecord.objects.filter(action="outbox-entry-restored").count() == 1
+
+
 def test_paused_plan_does_nothing_more_until_it_is_resumed():
     entries = die(3)
     plan = plans.create(wanted(entries))

@@ -37,7 +37,6 @@ ARGUMENTS = {
 """What the addresses are about that belong to no model, or not as Django's own do."""
 BRAKES = ("start", "pause", "resume", "cancel")
 PERMISSIONS = {
-    ("recovery.job", "run_now"): "recovery.change_job",
     ("recovery.job", "pause"): "recovery.change_job",
     ("recovery.job", "resume"): "recovery.change_job",
     ("recovery.job", "run_now"): "recovery.change_job",

@@ -32,9 +32,8 @@ class Command(PlanCommand):
 
     def add_options(self, parser: CommandParser) -> None:
         """Add what is to be done and the filters."""
-        doing = parser.add_subparsers(
-            dest="doing", metavar="list|show|redrive|discard|restore|edit"
-        )
+        names = "list|show|redrive|discard|restore|edit"
+        doing = parser.add_subparsers(dest="doing", metavar=names)
         listing = doing.add_parser("list", help="groups of one cause, the largest first")
         _add_filters(listing)
         listing.add_argument("--entries", action="store_true", help="entry by entry")

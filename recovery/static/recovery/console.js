@@ -10,6 +10,7 @@
     const TOKENS = /name="csrfmiddlewaretoken" value="[^"]*"/g;
     const was = new WeakMap();
     const live = () => document.querySelector("[data-live-page]");
+    const PATIENCE_MS = 15_000;
     let timer = null;
 
     async function refresh() {
@@ -20,6 +21,7 @@
                 headers: { "X-Requested-With": "XMLHttpRequest" },
                 credentials: "same-origin",
                 redirect: "manual",
+                signal: AbortSignal.timeout(PATIENCE_MS),
             });
             if (answer.type === "opaqueredirect" || answer.status === 403) return ended(page);
             if (!answer.ok) return tell(page, page.dataset.lost, true);
@@ -32,7 +34,12 @@
 
     function ended(page) {
         tell(page, page.dataset.ended, true);
+        stop();
+    }
+
+    function stop() {
         clearInterval(timer);
+        timer = null;
     }
 
     function tell(page, text, bad) {
@@ -61,7 +68,7 @@
         }
         if (page.dataset.livePage !== undefined) {
             const every = fresh.querySelector("[data-live-page]");
-            if (every && every.dataset.everyS === "0") clearInterval(timer);
+            if (every && every.dataset.everyS === "0") stop();
         }
     }
 
