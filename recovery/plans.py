@@ -1,5 +1,6 @@
 """Operators' plans: freeze a list of rows, start, pause, resume, cancel; each on the record."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -98,25 +99,30 @@ class Shown:
     """What audit records call it."""
 
 
-def preview(wanted: Wanted, *, only: Sequence[int] | None = None) -> Iterable[Shown]:
+def preview(
+    wanted: Wanted, *, only: Sequence[int] | None = None, told: int | None = None
+) -> Iterable[Shown]:
     """Yield what would become of each row that is there; changes nothing, keeps nothing.
 
-    ``only``: these of the rows that are wanted. Raises UnknownActionError, WrongParametersError,
+    ``only``: these of the rows that are wanted; ``told``: of so many of them what would change,
+    of the others just whether they fit. Raises UnknownActionError, WrongParametersError,
     RefusedError.
     """
     action = actions.get(wanted.action)
     parameters = action.checked(wanted.parameters)
-    chosen = frozenset(wanted.ids)
+    chosen, left = frozenset(wanted.ids), math.inf if told is None else told
     for ids in actions.in_chunks(wanted.ids if only is None else only):
         rows = action.at(ids)
         misfits = action.misfits(list(rows.values()), parameters, chosen)
         for pk in ids:
             if pk in rows:
-                yield _shown(action, rows[pk], misfits.get(pk, ""), parameters)
+                misfit = misfits.get(pk, "")
+                after = {} if misfit or left <= 0 else action.becomes(rows[pk], parameters)
+                left -= 1
+                yield _shown(action, rows[pk], misfit, after)
 
 
-def _shown(action: Action[Any], row: Any, misfit: str, parameters: Mapping[str, Any]) -> Shown:
-    after = {} if misfit else action.becomes(row, parameters)
+def _shown(action: Action[Any], row: Any, misfit: str, after: Mapping[str, Any]) -> Shown:
     state, target_id = action.state(row), action.target_id(row)
     return Shown(row.pk, action.label(row), state, after, misfit, target_id)
 

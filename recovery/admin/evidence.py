@@ -54,10 +54,13 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterable[Change]:
     for name, value in after.items():
         if name != "diff" and before.get(name) != value:
-            yield Change(NAMES.get(name, name), _fact(before.get(name)), _fact(value))
+            label = NAMES.get(name, name)
+            yield Change(label, _fact(name, before.get(name)), _fact(name, value))
 
 
-def _fact(value: Any) -> Any:
+def _fact(name: str, value: Any) -> Any:
+    if name == "status" and value:
+        return _(str(value))  # the values are the English labels
     if isinstance(value, bool):
         return _("yes") if value else _("no")
     return NOTHING if value is None or value == "" else value

@@ -199,7 +199,7 @@ def look(wanted: Wanted) -> Preview:
     """Return what the action would do; changes nothing. Raises ActionError."""
     some = wanted.ids[:LOOKED_AT_ROWS]
     seen = Preview(len(wanted.ids), len(some), is_judged=True)
-    for shown in plans.preview(wanted, only=some):
+    for shown in plans.preview(wanted, only=some, told=SHOWN_ROWS):
         if shown.misfit:
             seen.misfits[shown.misfit] += 1
         else:

@@ -20,6 +20,7 @@ from recovery.plancommand import PlanCommand, add_pace, age_s, pace_of, row_id
 from recovery.plans import PlanError, Wanted
 
 SHOWN_ENTRIES = 100
+GROUP_TOO = {Restore.name: ""}
 
 
 class Command(PlanCommand):
@@ -97,6 +98,8 @@ class Command(PlanCommand):
         self.document = {"entries": entries, "more": found[SHOWN_ENTRIES:].exists()}
         for it in entries:
             self.say(f"{it['id']:>8}  {it['event_key']}  {it['code']}: {it['error']:.100}")
+        if not entries:
+            self.say("no entries")
         if self.document["more"]:
             self.say(f"and more than these {SHOWN_ENTRIES}: narrow the filter")
         return DONE
@@ -131,8 +134,8 @@ class Command(PlanCommand):
         wanted = _filter(options)
         given = wanted.given()
         if bool(given) == options["all"]:
-            text = "say which entries: --id, --group, --code, --type, --older-than; or --all"
-            raise UsageError(text + " alone for the whole DLQ")
+            names = "--id, --code, --type, --older-than" + GROUP_TOO.get(action, ", --group")
+            raise UsageError(f"say which entries: {names}; or --all alone for all of them")
         _require_known(options["id"])
         meant = _of_discarded(wanted) if action == Restore.name else wanted.entries()
         chosen = meant.values_list("pk", flat=True)
