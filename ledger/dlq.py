@@ -125,6 +125,17 @@ class Filter:
             found = found.filter(letter__group=self.group)
         return self._narrowed(found)
 
+    def letters(self) -> "QuerySet[DeadLetter]":
+        """Return what files the dead entries that are meant; entries are read only if need be."""
+        wanted: dict[str, Any] = {"code": self.code, "group": self.group}
+        wanted |= {"entry__event_type": self.type}
+        if self.ids:
+            wanted["pk__in"] = self.ids
+        if self.older_than_s is not None:
+            wanted["entry__created_at__lt"] = seconds_from_now(-self.older_than_s)
+        chosen = {name: value for name, value in wanted.items() if value not in ("", None)}
+        return DeadLetter.objects.filter(**chosen).order_by()
+
     def _narrowed(self, found: "QuerySet[OutboxEntry]") -> "QuerySet[OutboxEntry]":
         if self.ids:
             found = found.filter(pk__in=self.ids)
@@ -137,10 +148,7 @@ class Filter:
 
 def groups(wanted: Filter) -> list[Group]:
     """Return the groups of the entries that are meant, the largest first."""
-    letters = DeadLetter.objects.order_by()
-    if wanted.given():
-        letters = letters.filter(entry__in=wanted.entries().order_by().values("pk"))
-    found = letters.values_list("group").annotate(
+    found = wanted.letters().values_list("group").annotate(
         n=Count("pk"), first=Min("died_at"), last=Max("died_at"), example=Min("pk")
     )
     rows = sorted(found, key=lambda row: (-row[1], row[0]))

@@ -190,6 +190,10 @@ class Preview:
         """Tell whether there are more rows than were looked at."""
         return self.asked > self.looked_at
 
+    def left_out(self) -> list[tuple[str, int]]:
+        """Return why rows are left out, and how many; the most frequent first."""
+        return self.misfits.most_common()
+
     def is_in_vain(self) -> bool:
         """Tell whether it is certain that no row fits."""
         return self.is_judged and not self.fitting and not self.is_partial()
