@@ -5,6 +5,9 @@ import re
 FORM = "90s, 30m, 24h, 7d, 2w"
 UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
+LONGEST_S = 3_155_760_000
+"""A hundred years: with more, a database's time may leave its calendar."""
+
 _parts = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([smhdw]?)").fullmatch
 
 
@@ -13,4 +16,7 @@ def seconds_of(text: str) -> float:
     found = _parts(text.strip())
     if not found:
         raise ValueError(f"{text!r} is no age such as {FORM}")
-    return float(found[1]) * UNITS_S[found[2]]
+    seconds = float(found[1]) * UNITS_S[found[2]]
+    if seconds > LONGEST_S:
+        raise ValueError(f"{text!r} is longer ago than anything here")
+    return seconds

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django import forms
@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from ledger import dlq
 from ledger.actions import Discard, Edit, Redrive, Restore
 from ledger.dlq import Filter
-from ledger.models import ErrorCode
+from ledger.models import ErrorCode, OutboxEntry
 from recovery import ages
 from recovery.admin.proposals import (
     Chosen,
@@ -51,6 +51,8 @@ def by_filter(query: QueryDict, seen_at: datetime) -> Chosen:
     if bool(given) == (ALL in query):
         raise WrongSelectionError
     found = wanted.entries().filter(letter__died_at__lte=seen_at)
+    if wanted.older_than_s is not None:
+        found = found.filter(created_at__lt=seen_at - timedelta(seconds=wanted.older_than_s))
     ids = list(found.values_list("pk", flat=True))
     text = ngettext("%(n)d dead entry", "%(n)d dead entries", len(ids)) % {"n": len(ids)}
     return Chosen(ids, given or {"all": True}, f"{text}: {said(wanted)}")
@@ -97,7 +99,10 @@ def payload_now(query: QueryDict, chosen: Chosen) -> dict[str, Any]:
     """Return the payload as it is stored, for people to change."""
     if len(chosen.ids) != 1:
         raise WrongSelectionError
-    text = dlq.stored_payload(chosen.ids[0])
+    try:
+        text = dlq.stored_payload(chosen.ids[0])
+    except OutboxEntry.DoesNotExist as error:
+        raise WrongSelectionError from error
     with suppress(ValueError, RecursionError):
         text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     return {"payload": text, "redrive": True}

@@ -17,3 +17,9 @@ def test_age_is_so_many_seconds(text, seconds):
 def test_what_is_no_age_is_refused(text):
     with pytest.raises(ValueError, match="no age such as"):
         seconds_of(text)
+
+
+def test_age_that_leaves_the_calendar_is_refused():
+    assert seconds_of("36525d") == 3_155_760_000
+    with pytest.raises(ValueError, match="longer ago than anything here"):
+        seconds_of("999999999999w")
