@@ -44,3 +44,4 @@ def _facts(resp: Any, environ: dict[str, Any], request_time: timedelta) -> dict[
 
 wsgi_app = "settings.wsgi"
 logger_class = StructuredLogger
+timeout = 120  # a plan of 100,000 rows is frozen within its request

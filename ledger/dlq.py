@@ -148,8 +148,10 @@ class Filter:
 
 def groups(wanted: Filter) -> list[Group]:
     """Return the groups of the entries that are meant, the largest first."""
-    found = wanted.letters().values_list("group").annotate(
-        n=Count("pk"), first=Min("died_at"), last=Max("died_at"), example=Min("pk")
+    found = (
+        wanted.letters()
+        .values_list("group")
+        .annotate(n=Count("pk"), first=Min("died_at"), last=Max("died_at"), example=Min("pk"))
     )
     rows = sorted(found, key=lambda row: (-row[1], row[0]))
     examples = DeadLetter.objects.in_bulk([row[4] for row in rows])

@@ -187,14 +187,6 @@ class Preview:
     is_judged: bool = False
 
     def left_out(self) -> list[tuple[str, int]]:
-        """Return why rows are left out, and how many."""
-        return list(self.misfits.items())
-
-    def is_partial(self) -> bool:
-        """Tell whether there are more rows than were looked at."""
-        return self.asked > self.looked_at
-
-    def left_out(self) -> list[tuple[str, int]]:
         """Return why rows are left out, and how many; the most frequent first."""
         return self.misfits.most_common()
 
