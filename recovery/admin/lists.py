@@ -125,6 +125,10 @@ class ChoiceFilter(admin.SimpleListFilter):
         """Return the values with their labels."""
         return self.values
 
+    def has_output(self) -> bool:
+        """Tell whether there is anything to choose, or was: else Django shows the whole list."""
+        return super().has_output() or self.value() is not None
+
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """Narrow the list down; any other value is refused."""
         value = self.value()

@@ -106,6 +106,8 @@ class PlanStatusFilter(ChoiceFilter):
 class PlanAdmin(OperatedAdmin):
     """Plans: who repairs what, why, and how far it is."""
 
+    named_by, named_rank = "id", 8
+
     operations = (START, PAUSE, RESUME, CANCEL)
     list_display = ("number", "created", "action", "stands", "progress", "who")
     list_filter = (PlanStatusFilter,)

@@ -252,6 +252,8 @@ class Proposal:
             return self._known(known)
         form = self.offer.form(self.request.POST)
         is_right = form.is_valid()
+        if GO not in self.request.POST:
+            form.errors.pop("reason", None)  # who only looks need not say why
         seen_at = form.cleaned_data.get("seen_at") or db_now()
         chosen = self.offer.choose(self.request.GET, seen_at)
         seen = self._look(chosen, _parameters(form))

@@ -10,25 +10,38 @@ from django.http import QueryDict
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from recovery.admin.proposals import Choose, Chosen, Offer, ProposalForm, by_ids, offer
+from recovery.admin.proposals import (
+    Choose,
+    Chosen,
+    Offer,
+    ProposalForm,
+    WrongSelectionError,
+    by_ids,
+    offer,
+)
 from splits.actions import Cancel, OrderAction, Recover, Release, Retry, Reverse
 from splits.models import OrderStatus, SplitOrder
 
-ALL = "all"
+ALL, STATUS = "all", "status"
 
 
 def by_status(action: type[OrderAction]) -> Choose:
-    """Return a choice by ids, or of all orders whose status the action is for."""
+    """Return a choice by ids, or of all orders whose status the action is for, or of one status."""
 
     def choose(query: QueryDict, seen_at: datetime) -> Chosen:
         if ALL not in query:
             return by_ids(query, seen_at)
-        orders = SplitOrder.objects.filter(status__in=action.fitting)
+        one = query.getlist(STATUS)
+        if not set(one) <= set(action.fitting):
+            raise WrongSelectionError
+        meant = one or action.fitting
+        orders = SplitOrder.objects.filter(status__in=meant)
         ids = list(orders.order_by("id").values_list("pk", flat=True))
         names = dict(OrderStatus.choices)
         text = _("All orders that are: %(status)s")
-        status = ", ".join(str(names[it]) for it in action.fitting)
-        return Chosen(ids, {"all": True}, text % {"status": status})
+        status = ", ".join(str(names[OrderStatus(it)]) for it in meant)
+        selection = {"all": True, STATUS: ",".join(one)} if one else {"all": True}
+        return Chosen(ids, selection, text % {"status": status})
 
     return choose
 

@@ -96,13 +96,16 @@ def _shown(
     orders = found[:SHOWN_ORDERS]
     last_steps = _last_steps(orders)
     rows = [_row(request, section, it, last_steps.get(it.pk, 0), now, threshold) for it in orders]
+    all_of_them = {"all": 1} | {k: v for k, v in section.query.items() if k == "status"}
     is_offered = bool(rows) and (section.name != "in_progress" or any(it["stuck"] for it in rows))
     return {
         "section": section,
         "rows": rows,
         "is_more": len(found) > SHOWN_ORDERS,
         "list": list_of(SplitOrder, **section.query),
-        "buttons": proposals.buttons(request.user, section.may_do, all=1) if is_offered else [],
+        "buttons": proposals.buttons(request.user, section.may_do, **all_of_them)
+        if is_offered
+        else [],
     }
 
 
