@@ -186,6 +186,10 @@ class Preview:
     problem: str = ""
     is_judged: bool = False
 
+    def is_partial(self) -> bool:
+        """Tell whether there are more rows than were looked at."""
+        return self.asked > self.looked_at
+
     def left_out(self) -> list[tuple[str, int]]:
         """Return why rows are left out, and how many; the most frequent first."""
         return self.misfits.most_common()

@@ -39,7 +39,14 @@ def _quick(settings, monkeypatch):
 
 @pytest.fixture
 def ann():
-    return staff("ann", *SEES, "redrive_outboxentry", "discard_outboxentry", "edit_outboxentry")
+    return staff(
+        "ann",
+        *SEES,
+        "redrive_outboxentry",
+        "discard_outboxentry",
+        "edit_outboxentry",
+        "view_payload",
+    )
 
 
 @pytest.fixture

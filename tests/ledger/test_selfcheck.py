@@ -47,7 +47,7 @@ def test_growing_dlq_is_told_from_one_that_is_old(settings):
     settings.JOB_OUTBOX_MAX_ATTEMPTS = 1
     assert list(selfcheck.dead_entries()) == []
     junk("a", {})
-    assert run_job(JOB).result == {"failed": 1, "dead": 1}
+    assert run_job(JOB).result == {"failed": 1, "dead": 1, "failed:payload_invalid": 1}
     (finding,) = selfcheck.dead_entries()
     assert finding.id == "outbox-dead-growing"
     assert finding.finding.startswith("The DLQ holds 1; 1 died within 24 h.")
