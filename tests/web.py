@@ -16,9 +16,14 @@ class Web:
     def __init__(self, manage: Manage, **environment: str) -> None:
         """Start it and wait until it answers."""
         self.port = servers.free_port()
-        address = f"127.0.0.1:{self.port}"
-        self.url = f"http://{address}"
-        self.started = manage.start("runserver", "--noreload", address, env=environment)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._manage, self._environment = manage, environment
+        self.start()
+
+    def start(self) -> None:
+        """Start it, at the same address as before, and wait until it answers."""
+        command = ("runserver", "--noreload", f"127.0.0.1:{self.port}")
+        self.started = self._manage.start(*command, env=self._environment)
         eventually(lambda: self.ask("/healthz")[0] == 200)
 
     def ask(self, path: str) -> tuple[int, str]:

@@ -1,13 +1,18 @@
 """A browser whose console is watched."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, BrowserContext, Page
 
 from tests.browser import chromium
+from tests.browser.watching import Watch
 
-PATIENCE_MS = 60_000
+PATIENCE_MS = 15_000
+WIDE = {"width": 1280, "height": 900}
+
+Open = Callable[..., Page]
 
 
 @pytest.fixture
@@ -22,13 +27,31 @@ def browser(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """Return an empty page; errors in its scripts fail the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en")
-    context.set_default_timeout(PATIENCE_MS)
-    opened = context.new_page()
-    errors: list[str] = []
-    opened.on("pageerror", lambda error: errors.append(str(error)))
+def watch() -> Iterator[Watch]:
+    """Return what notes errors of pages; those that no test has forgiven fail it."""
+    noted = Watch()
+    yield noted
+    assert not noted.unforgiven(), noted.unforgiven()
+
+
+@pytest.fixture
+def open_page(browser: Browser, watch: Watch) -> Iterator[Open]:
+    """Return what opens a page in a context of its own, with Playwright's options for it."""
+    contexts: list[BrowserContext] = []
+
+    def opened(**options: Any) -> Page:
+        context = browser.new_context(**{"viewport": WIDE, "locale": "en", **options})
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE_MS)
+        context.on("page", watch.follow)
+        return context.new_page()
+
     yield opened
-    context.close()
-    assert not errors, errors
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(open_page: Open) -> Page:
+    """Return an empty page; errors in its scripts, its console and its policy fail the test."""
+    return open_page()

@@ -58,8 +58,8 @@ def log_in(context: BrowserContext, url: str, password: str) -> None:
     page.goto(f"{url}/admin/")
     page.fill("input[name=username]", "demo")
     page.fill("input[name=password]", password)
-    page.click("input[type=submit]")
-    page.wait_for_selector("#user-tools")
+    page.click("#login-form button[type=submit]")
+    page.wait_for_url("**/admin/")
 
 
 if __name__ == "__main__":

@@ -195,3 +195,17 @@ def test_deleting_takes_more_than_a_get(everything):
     assert client.post(url, {"post": "yes"}).status_code == 302
     assert not AccessAttempt.objects.exists()
     assert LogEntry.objects.get().user.username == "administrator"
+
+
+def test_refusals_say_what_to_do_in_the_language_of_the_reader(everything):
+    viewer = logged_in(VIEWER)
+    page = viewer.get("/admin/actions/outbox.redrive/?all=1")
+    assert (page.status_code, "Your role lacks the permission" in page.content.decode()) == (
+        403,
+        True,
+    )
+    careful = logged_in(OPERATOR, enforce_csrf_checks=True)
+    page = careful.post(
+        "/admin/actions/outbox.redrive/?all=1", {}, headers={"Accept-Language": "zh-hans"}
+    )
+    assert (page.status_code, "重新加载页面" in page.content.decode()) == (403, True)
