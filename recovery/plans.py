@@ -14,6 +14,7 @@ from recovery import actions, audit
 from recovery.actions import Action, Seen, Target
 from recovery.errors import with_retries
 from recovery.models import ItemStatus, Plan, PlanItem, PlanStatus
+from recovery.models.plans import OPEN
 from recovery.wakeups import enqueue, wake_on_commit
 
 JOB = "runRecoveryPlans"
@@ -326,6 +327,13 @@ def resume(plan_id: int, *, actor: str, reason: str = "", here: bool = False) ->
             # Whatever the flag says: a tick may have looked just before.
             transaction.on_commit(partial(enqueue, JOB), robust=True)
     return True
+
+
+def waiting_in(action: str, ids: Sequence[int]) -> dict[int, int]:
+    """Return which of these rows wait in a plan of the same action that has not ended: in which."""
+    others = Plan.objects.filter(action=action, status__in=OPEN).values_list("pk", flat=True)
+    waiting = PlanItem.objects.waiting().filter(plan__in=list(others), row_id__in=ids)
+    return dict(waiting.order_by().values_list("row_id", "plan_id"))
 
 
 def _take_up_failed(plan: Plan) -> int:

@@ -3,7 +3,7 @@
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -203,7 +203,9 @@ def look(wanted: Wanted) -> Preview:
     """Return what the action would do; changes nothing. Raises ActionError."""
     some = wanted.ids[:LOOKED_AT_ROWS]
     seen = Preview(len(wanted.ids), len(some), is_judged=True)
-    for shown in plans.preview(wanted, only=some, told=SHOWN_ROWS):
+    elsewhere = plans.waiting_in(wanted.action, some)
+    for row in plans.preview(wanted, only=some, told=SHOWN_ROWS):
+        shown = _unless_planned(row, elsewhere.get(row.row_id))
         if shown.misfit:
             seen.misfits[shown.misfit] += 1
         else:
@@ -211,6 +213,13 @@ def look(wanted: Wanted) -> Preview:
         if len(seen.rows) < SHOWN_ROWS:
             seen.rows.append(shown)
     return seen
+
+
+def _unless_planned(shown: Shown, plan_id: int | None) -> Shown:
+    """Return the row as left out where another plan is about to do the same to it."""
+    if plan_id is None or shown.misfit:
+        return shown
+    return replace(shown, misfit=_("it waits in plan %(plan)d") % {"plan": plan_id})
 
 
 @page("actions/<str:name>/", "propose")

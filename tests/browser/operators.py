@@ -85,7 +85,7 @@ def tab_to(page: Page, selector: str) -> None:
     page.wait_for_selector(selector)
     for _ in range(TABS):
         page.keyboard.press("Tab")
-        if page.evaluate("it => document.activeElement.matches(it)", selector):
+        if page.locator(selector).evaluate_all("its => its.includes(document.activeElement)"):
             style = "getComputedStyle(document.activeElement)"
             seen = f"{style}.outlineStyle !== 'none' || {style}.boxShadow !== 'none'"
             assert page.evaluate(seen), f"{selector} does not show the focus"

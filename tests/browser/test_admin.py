@@ -32,4 +32,4 @@ def test_language_follows_the_browser(browser, web, locale, heading):
         log_in(mine, web)
         assert heading in mine.inner_text("h1")
         if locale == "zh-CN":
-            assert re.search("[一-鿿]", mine.inner_text("[data-live=jobs]"))
+            assert re.search("[一-鿿]", mine.inner_text("[data-live=outbox]"))

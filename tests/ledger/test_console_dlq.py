@@ -399,6 +399,22 @@ def test_second_operator_is_told_that_nothing_is_left_and_who_was_first(ann, bob
     assert asked_for() == before
 
 
+def test_rows_that_wait_in_another_plan_are_left_out_and_the_plan_is_named(ann, bob):
+    first, second = dead("a1", "a2")
+    url = preview_url(DISCARD, ids=first.pk)
+    form = filled(bob, url)
+    ann.post(url, filled(ann, url))
+    plan = Plan.objects.get()
+    response = bob.post(url, form)
+    assert (response.status_code, Plan.objects.count()) == (409, 1)
+    assert f"it waits in plan {plan.pk}" in said(response)
+    assert ann.get(preview_url(REDRIVE, ids=first.pk)).context["seen"].fitting == 1
+    both = ann.get(preview_url(DISCARD, ids=f"{first.pk},{second.pk}")).context["seen"]
+    assert (both.fitting, both.left_out()) == (1, [(f"it waits in plan {plan.pk}", 1)])
+    carried(plan)
+    assert f"it waits in plan {plan.pk}" not in said(ann.get(url))
+
+
 def test_entries_that_died_after_the_preview_are_not_in_the_plan(ann):
     early = dead("a1", "a2", died_at=db_now() - timedelta(minutes=5))
     url = preview_url(REDRIVE, group=group_of(early[0]))

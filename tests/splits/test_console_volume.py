@@ -20,7 +20,7 @@ PAGES = {
     "/admin/ledger/deadletter/?group=g3": 7,
 }
 """How many statements each takes, session and user included."""
-PREVIEW, OF_PREVIEW = "/admin/actions/outbox.redrive/?group=g3", 12
+PREVIEW, OF_PREVIEW = "/admin/actions/outbox.redrive/?group=g3", 14
 """It takes a few more where rows are left out, of which it says who changed them last."""
 
 

@@ -187,7 +187,7 @@
 
     /* The skin's icons that are clicked are not buttons: the keyboard reaches them here. */
     function reachable() {
-        const icons = document.querySelectorAll("#page span[x-on\\:click], #page h2[x-on\\:click], #page a[x-on\\:click]:not([href])");
+        const icons = document.querySelectorAll("#page [x-on\\:click]:is(span, h2, a, div.cursor-pointer):not([href])");
         for (const it of icons) {
             it.setAttribute("role", "button");
             it.tabIndex = 0;
@@ -200,6 +200,11 @@
             });
         }
     }
+
+    /* The skin hides the page until its scripts run, so the browser could not give the focus. */
+    document.addEventListener("alpine:initialized", () => requestAnimationFrame(() => {
+        if (document.activeElement === document.body) document.querySelector("[autofocus]")?.focus();
+    }));
 
     document.addEventListener("DOMContentLoaded", () => {
         reachable();
