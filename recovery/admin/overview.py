@@ -75,6 +75,9 @@ def _concerns(reading: Reading, shown: Iterable[Panel]) -> Iterable[Concern]:
     if reading.count("job_lock_degraded"):
         text = _("Redis does not answer: jobs are locked by the database alone")
         yield Concern(text, list_of(Job))
+    if not settings.METRICS_ENABLED:
+        text = _("METRICS_ENABLED is false: nobody counts what waits, is dead or stuck")
+        yield Concern(text, list_of(Job), is_bad=False)
     age_s, most_s = reading.age_s(), STALE_PERIODS * settings.JOB_METRICS_PERIOD_SEC
     if settings.METRICS_ENABLED and (age_s is None or age_s > most_s):
         text = _("The figures are old: metricsCollect has not sampled lately")
@@ -142,10 +145,11 @@ def _lease(row: Any) -> str:
 
 
 def _plans() -> list[Plan]:
-    """Return the plans that have not ended and are not just planned, the newest first."""
-    stands = (PlanStatus.RUNNING, PlanStatus.PAUSED, PlanStatus.HALTED)
-    rows = Plan.objects.filter(status__in=stands).defer("parameters", "selection")
-    return list(rows.order_by("-id")[:SHOWN_PLANS])
+    """Return the plans that have not ended and are not just planned, halted ones first."""
+    rows = Plan.objects.defer("parameters", "selection").order_by("-id")
+    halted = list(rows.filter(status=PlanStatus.HALTED)[:SHOWN_PLANS])
+    others = rows.filter(status__in=(PlanStatus.RUNNING, PlanStatus.PAUSED))
+    return halted + list(others[: SHOWN_PLANS - len(halted)])
 
 
 def _meter(plan: Plan) -> Any:
