@@ -1,4 +1,4 @@
-"""Take the README's screenshots of a fresh demo, in either language: ``make screenshots``."""
+"""Take the screenshots of a fresh demo for README and docs, in two languages."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from django.conf import settings
-from playwright.sync_api import Browser, BrowserContext, ViewportSize
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize
 
 from tests.browser import chromium
 from tests.splits.demos import Demo
@@ -14,7 +14,8 @@ from tests.splits.demos import Demo
 IMAGES = Path(settings.BASE_DIR) / "docs" / "images"
 FONTS = ("fc-list", ":lang=zh")
 LOCALES = {"": "en-US", "-zh": "zh-CN"}
-SIZE = ViewportSize(width=1200, height=1560)
+SIZE = ViewportSize(width=1200, height=1000)
+PAGES = {"overview": "", "dlq": "dlq/", "preview": "actions/outbox.redrive/?all=1"}
 
 
 def main() -> int:
@@ -38,18 +39,29 @@ def main() -> int:
 
 
 def take(browser: Browser, url: str, password: str, language: tuple[str, str]) -> None:
-    """Take the demo's page and the page of the recovered order."""
+    """Take the demo's page, pages of the console, and the page of the recovered order."""
     suffix, locale = language
     with browser.new_context(viewport=SIZE, locale=locale) as context:
         page = context.new_page()
         page.goto(f"{url}/demo/")
-        page.screenshot(path=IMAGES / f"demo{suffix}.png")
+        page.set_viewport_size({"width": 1200, "height": 1560})
+        shoot(page, f"demo{suffix}")
+        page.set_viewport_size(SIZE)
         log_in(context, url, password)
+        for name, path in PAGES.items():
+            page.goto(f"{url}/admin/{path}")
+            page.wait_for_load_state("networkidle")
+            shoot(page, f"{name}{suffix}")
         page.goto(f"{url}/demo/")
         page.click('article:nth-of-type(3) a[href*="/splitorder/"]')
         page.wait_for_url("**/splitorder/**")
         page.wait_for_selector("#content h2")
-        page.screenshot(path=IMAGES / f"order{suffix}.png")
+        shoot(page, f"order{suffix}")
+
+
+def shoot(page: Page, name: str) -> None:
+    """Take one picture."""
+    page.screenshot(path=IMAGES / f"{name}.png")
 
 
 def log_in(context: BrowserContext, url: str, password: str) -> None:
