@@ -9,6 +9,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.utils.translation import gettext as _
 
 from recovery import actions, audit
 from recovery.actions import Action, Seen, Target
@@ -151,7 +152,7 @@ def create(wanted: Wanted) -> Plan:
     """
     if not wanted.reason.strip():
         raise PlanError("a plan needs a reason: it is kept in each audit record")
-    if known := of_request(wanted.request_key):
+    if known := of_request(wanted.request_key, action=wanted.action, actor=wanted.actor):
         return known
     action, pace = actions.get(wanted.action), wanted.pace.checked()
     parameters = action.checked(wanted.parameters)
@@ -159,14 +160,20 @@ def create(wanted: Wanted) -> Plan:
         return with_retries(partial(_create, wanted, action, pace, parameters))
     except IntegrityError:
         # The same request came twice at the same moment, and the other one was first.
-        if known := of_request(wanted.request_key):
+        if known := of_request(wanted.request_key, action=wanted.action, actor=wanted.actor):
             return known
         raise
 
 
-def of_request(request_key: str | None) -> Plan | None:
-    """Return the plan that a request has made already, if it has."""
-    return Plan.objects.filter(request_key=request_key).first() if request_key else None
+def of_request(request_key: str | None, *, action: str, actor: str) -> Plan | None:
+    """Return the plan that a request of this actor has made already, if it has.
+
+    Raises PlanError: the key is that of another action's plan, or of somebody else's.
+    """
+    plan = Plan.objects.filter(request_key=request_key).first() if request_key else None
+    if plan and (plan.action, plan.actor) != (action, actor):
+        raise PlanError(_("this form was made for something else: open the preview again"))
+    return plan
 
 
 def _create(wanted: Wanted, action: Action[Any], pace: Pace, parameters: Mapping[str, Any]) -> Plan:

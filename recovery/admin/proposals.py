@@ -261,9 +261,13 @@ class Proposal:
 
     def receive(self) -> HttpResponse:
         """Make the plan that is asked for and start it; once, however often it is asked for."""
-        if known := plans.of_request(self.request.POST.get("request_key")):
-            return self._known(known)
         form = self.offer.form(self.request.POST)
+        try:
+            known = self._made_before()
+        except PlanError:
+            raise WrongSelectionError from None
+        if known:
+            return self._known(known)
         is_right = form.is_valid()
         if GO not in self.request.POST:
             form.errors.pop("reason", None)  # who only looks need not say why
@@ -280,7 +284,6 @@ class Proposal:
         wanted = self._wanted(chosen, form)
         try:
             plan = plans.create(wanted)
-            plans.start(plan.pk, actor=wanted.actor)
         except (ActionError, PlanError) as error:
             form.add_error(None, str(error))
             return self._page(chosen, form, seen)
@@ -289,13 +292,30 @@ class Proposal:
                 raise
             form.add_error(None, _("The database is busy; nothing has been changed. Try again."))
             return self._page(chosen, form, seen, status=503)
-        self._say(plan, messages.SUCCESS, _("Plan %(plan)d runs: %(rows)s."))
+        if self._start(plan):
+            self._say(plan, messages.SUCCESS, _("Plan %(plan)d runs: %(rows)s."))
         return HttpResponseRedirect(page_of(plan))
+
+    def _start(self, plan: Plan) -> bool:
+        """Start a plan; False: the database was too busy, and the plan's page has the button."""
+        try:
+            plans.start(plan.pk, actor=self.request.user.get_username())
+        except (DatabaseError, InterfaceError) as error:
+            if not is_infrastructure(error):
+                raise
+            text = _("Plan %(plan)d is made, %(rows)s; the database was too busy to start it.")
+            self._say(plan, messages.WARNING, text)
+            return False
+        return True
+
+    def _made_before(self) -> Plan | None:
+        key, actor = self.request.POST.get("request_key"), self.request.user.get_username()
+        return plans.of_request(key, action=self.action.name, actor=actor)
 
     def _known(self, plan: Plan) -> HttpResponse:
         """Lead to the plan that this form has made already."""
         if plan.status == PlanStatus.PLANNED:  # the process died between making and starting it
-            plans.start(plan.pk, actor=self.request.user.get_username())
+            self._start(plan)
         self._say(
             plan, messages.WARNING, _("This was sent already: it is plan %(plan)d, %(rows)s.")
         )

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, BrowserContext, Page
 from tests.browser import chromium
 from tests.browser.watching import Watch
 
-PATIENCE_MS = 15_000
+PATIENCE_MS = 60_000
 WIDE = {"width": 1280, "height": 900}
 
 Open = Callable[..., Page]

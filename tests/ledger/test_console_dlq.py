@@ -474,13 +474,43 @@ def test_plan_that_a_crash_left_unstarted_is_started_by_the_next_send(ann, monke
     assert Plan.objects.get().status == PlanStatus.RUNNING
 
 
-@pytest.mark.parametrize("at", ["create", "start"])
-def test_busy_database_is_said_and_the_same_form_works_later(ann, monkeypatch, at):
+BUSY = OperationalError(1205, "Lock wait timeout exceeded")
+
+
+def test_plan_that_could_not_be_started_is_made_and_says_so(ann, monkeypatch):
     dead("a1")
     url = preview_url(REDRIVE, all=1)
     form = filled(ann, url)
     with monkeypatch.context() as busy:
-        busy.setattr(plans, at, refusing(OperationalError(1205, "Lock wait timeout exceeded")))
+        busy.setattr(plans, "start", refusing(BUSY))
+        response = ann.post(url, form, follow=True)
+    plan = Plan.objects.get()
+    text = f"Plan {plan.pk} is made, 1 row; the database was too busy to start it."
+    assert (messages_in(response), plan.status) == ([text], PlanStatus.PLANNED)
+    assert b'value="start"' in response.content
+    ann.post(url, form)
+    assert Plan.objects.get().status == PlanStatus.RUNNING
+
+
+def test_form_of_somebody_else_or_of_another_action_makes_and_starts_nothing(ann, bob):
+    dead("a1", "a2")
+    url, other = preview_url(REDRIVE, all=1), preview_url(DISCARD, all=1)
+    form = filled(ann, url)
+    ann.post(url, form)
+    Plan.objects.update(status=PlanStatus.PLANNED)
+    before = asked_for()
+    for client, address in ((bob, url), (ann, other)):
+        assert client.post(address, form).status_code == 400
+    assert asked_for() == before
+    assert Plan.objects.get().status == PlanStatus.PLANNED
+
+
+def test_busy_database_is_said_and_the_same_form_works_later(ann, monkeypatch):
+    dead("a1")
+    url = preview_url(REDRIVE, all=1)
+    form = filled(ann, url)
+    with monkeypatch.context() as busy:
+        busy.setattr(plans, "create", refusing(BUSY))
         response = ann.post(url, form)
     assert response.status_code == 503
     assert "The database is busy; nothing has been changed. Try again." in said(response)

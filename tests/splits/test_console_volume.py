@@ -13,7 +13,7 @@ pytestmark = pytest.mark.django_db(transaction=True)  # ANALYZE commits
 
 MANY = 20_000
 PAGES = {
-    "/admin/": 9,
+    "/admin/": 10,
     "/admin/dlq/": 5,
     "/admin/dlq/?code=account_closed&older_than=1m": 5,
     "/admin/stuck/": 7,
