@@ -104,7 +104,7 @@ def test_entries_are_due_and_put_off_by_the_databases_clock(no_redis, manage, sk
     before = db_now()
     told = ended(manage("run_job", JOB, "--json", env=skewed))
     after = db_now()
-    assert told["result"] == {"posted": 1, "failed": 1}
+    assert told["result"] == {"posted": 1, "failed": 1, "failed:insufficient_balance": 1}
     for entry in (due, early, refused):
         entry.refresh_from_db()
     assert (due.status, early.status, early.attempts) == ("posted", "pending", 0)
