@@ -39,6 +39,8 @@ DISCARDED = "outbox-entry-discarded"
 RESTORED = "outbox-entry-restored"
 AUDITED = (DEAD, REDRIVEN, EDITED, DISCARDED, RESTORED)
 
+COUNTED = 1_000
+"""So many later entries are counted at most."""
 WAITS_FROM_S = 10
 """An entry that is not tried for so long waits for something else than a worker."""
 
@@ -303,8 +305,8 @@ def _behind(row: OutboxEntry) -> dict[str, int]:
     """Return how many later entries of the aggregate wait, and how many were posted already."""
     later = OutboxEntry.objects.filter(aggregate=row.aggregate, pk__gt=row.pk).order_by()
     return {
-        "holds_back": later.filter(status=EntryStatus.PENDING).count(),
-        "later_posted": later.filter(status=EntryStatus.POSTED).count(),
+        "holds_back": later.filter(status=EntryStatus.PENDING)[:COUNTED].count(),
+        "later_posted": later.filter(status=EntryStatus.POSTED)[:COUNTED].count(),
     }
 
 

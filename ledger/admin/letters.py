@@ -38,6 +38,7 @@ from recovery.console import Shortcut, page, shortcut
 
 SHOWN_GROUPS = 100
 SHOWN_ERROR = 160
+FILTERS = ("code", "type", "group", "older_than")
 MAY_DO = (Redrive.name, Discard.name)
 
 
@@ -86,7 +87,7 @@ def _asked(wanted: Filter, request: HttpRequest) -> dict[str, str]:
     """Return the filter as an address has it."""
     if not wanted.given():
         return {"all": "1"}
-    return {name: str(value) for name, value in request.GET.items() if value}
+    return {name: request.GET[name] for name in FILTERS if request.GET.get(name)}
 
 
 def _group(request: HttpRequest, group: Group) -> dict[str, Any]:

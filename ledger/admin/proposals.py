@@ -72,6 +72,9 @@ def said(wanted: Filter) -> str:
 class EditForm(ProposalForm):
     """The new payload."""
 
+    entry = forms.IntegerField(widget=forms.HiddenInput)
+    content_hash = forms.CharField(widget=forms.HiddenInput, max_length=64)
+    """Of the payload that the form began with."""
     payload = forms.CharField(
         label=gettext_lazy("Payload"),
         help_text=gettext_lazy("JSON. The event key stays, so that nothing can post twice."),
@@ -80,6 +83,15 @@ class EditForm(ProposalForm):
     redrive = forms.BooleanField(
         label=gettext_lazy("Redrive it then"), required=False, initial=True
     )
+
+    def clean_content_hash(self) -> str:
+        """Return the hash; refuse a form whose entry has got another payload meanwhile."""
+        seen = str(self.cleaned_data["content_hash"])
+        this = OutboxEntry.objects.filter(pk=self.cleaned_data.get("entry") or 0, content_hash=seen)
+        if not this.exists():
+            text = _("The payload has been changed meanwhile: open the preview again.")
+            self.add_error(None, text)
+        return seen
 
     def clean_payload(self) -> Any:
         """Return the payload read; refuse what is not JSON."""
@@ -100,12 +112,14 @@ def payload_now(query: QueryDict, chosen: Chosen) -> dict[str, Any]:
     if len(chosen.ids) != 1:
         raise WrongSelectionError
     try:
-        text = dlq.stored_payload(chosen.ids[0])
+        # The hash first: what changes in between must not pass for what was shown.
+        row = OutboxEntry.objects.only("content_hash").get(pk=chosen.ids[0])
+        text = dlq.stored_payload(row.pk)
     except OutboxEntry.DoesNotExist as error:
         raise WrongSelectionError from error
     with suppress(ValueError, RecursionError):
         text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    return {"payload": text, "redrive": True}
+    return {"payload": text, "redrive": True, "entry": row.pk, "content_hash": row.content_hash}
 
 
 offer(

@@ -4,8 +4,8 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Any, ClassVar
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, cast
 
 from django import forms
 from django.conf import settings
@@ -30,11 +30,13 @@ from recovery.models import Plan, PlanStatus
 from recovery.plans import CANARY, Pace, PlanError, Shown, Wanted
 
 SHOWN_ROWS = 20
-LOOKED_AT_ROWS = 1_000
+LOOKED_AT_ROWS = 900
 """So many rows of a selection a preview judges; the plan judges them all."""
 EXPLAINED_ROWS = 5
 """Of so many rows it says who holds them, or who changed them last."""
-MOST_IDS = 1_000
+MOST_IDS = 300
+"""More would make an address that servers refuse."""
+OLDEST_FORM = timedelta(days=2)
 GO = "go"
 """The button that makes the plan; the other one only looks again."""
 
@@ -83,6 +85,13 @@ class ProposalForm(ReasonForm):
     )
     request_key = forms.CharField(widget=forms.HiddenInput, max_length=64)
     seen_at = forms.DateTimeField(widget=forms.HiddenInput)
+
+    def clean_seen_at(self) -> datetime:
+        """Return when the preview was made: lately, and not to come."""
+        seen_at, now = self.cleaned_data["seen_at"], db_now()
+        if not now - OLDEST_FORM < seen_at <= now:
+            raise forms.ValidationError(_("This form is too old: open the preview again."))
+        return cast("datetime", seen_at)
 
     @staticmethod
     def parameters_of(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,6 +251,7 @@ class Proposal:
     def __init__(self, request: HttpRequest, made: Offer) -> None:
         """Handle ``request`` for an action as it is offered."""
         self.request, self.offer = request, made
+        self.is_proving = made.is_proven
         self.action = actions.get(made.action.name)
 
     def show(self) -> HttpResponse:
@@ -300,6 +310,9 @@ class Proposal:
         """Start a plan; False: the database was too busy, and the plan's page has the button."""
         try:
             plans.start(plan.pk, actor=self.request.user.get_username())
+        except PlanError as error:  # cancelled meanwhile
+            messages.error(self.request, str(error))
+            return False
         except (DatabaseError, InterfaceError) as error:
             if not is_infrastructure(error):
                 raise
@@ -379,8 +392,11 @@ class Proposal:
         if nth < EXPLAINED_ROWS and shown.misfit:
             target = self.action.target_type, shown.target_id
             known["record"] = audited.newest_record(*target)
-        elif nth < EXPLAINED_ROWS and self.offer.is_proven:
+        elif nth < EXPLAINED_ROWS and self.is_proving:
             known["proof"] = evidence.proof(self.action, shown.row_id)
+            self.is_proving = (
+                known["proof"].state == evidence.FREE
+            )  # to name a holder takes seconds
         return known
 
     def nothing_chosen(self) -> HttpResponse:

@@ -19,6 +19,7 @@ from recovery.admin import proposals as offered
 from recovery.admin.lists import ChoiceFilter
 from recovery.admin.rows import ReadOnlyAdmin, column
 from recovery.admin.search import matching
+from recovery.admin.secrecy import STACK_TRACES, conceal
 from recovery.admin.tables import (
     NOTHING,
     Table,
@@ -53,6 +54,8 @@ def number_in(event_key: str) -> str:
     return event_key.removeprefix("split-order:").rpartition(":")[0]
 
 
+# Of who holds a row: the statement that is run there, which may hold anything.
+conceal("query", permission=STACK_TRACES)
 origins.register("split-order", order_of)
 audited.register(
     audit.TARGET,

@@ -129,7 +129,8 @@ class Story:
             yield Event(sighting.seen_at, state("late", _("found stuck")), details=details)
             if sighting.held_at:
                 what = state("late", _("held by a live transaction"))
-                yield Event(sighting.held_at, what, details=pretty(sighting.held_by))
+                held_by = pretty(masked(sighting.held_by, self.reader))
+                yield Event(sighting.held_at, what, details=held_by)
         if order.finalized_at:
             yield Event(order.finalized_at, state("finalized", _("finalized")))
 
