@@ -135,7 +135,9 @@ class OutboxEntryAdmin(ReadOnlyAdmin):
 
     def tables(self, row: Any) -> Iterable[Table]:
         """Return the postings asked for and the audit records."""
-        return lines_table(row.payload_text), audited.records_table("outbox-entry", str(row.pk))
+        if may_see(row.reader, PAYLOADS):
+            yield lines_table(row.payload_text)
+        yield audited.records_table("outbox-entry", str(row.pk))
 
     @column(_("event key"))
     def key_shown(self, row: OutboxEntry) -> SafeString:
