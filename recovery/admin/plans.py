@@ -39,6 +39,7 @@ REFRESH_S = 2
 FATES_OF_ROWS = 500
 """Of so many rows that were only handed on the page asks how they fare."""
 LONGEST_ID = 19
+GOING_WELL = (ItemStatus.APPLIED, ItemStatus.DONE, ItemStatus.WAITING)
 GONE_WRONG = (ItemStatus.FAILED, ItemStatus.UNDONE, ItemStatus.DRIFTED, ItemStatus.HELD)
 
 audited.register(
@@ -139,6 +140,7 @@ class PlanAdmin(OperatedAdmin):
         """Return what became of the rows, and the audit records."""
         yield _counts_table(row)
         yield _items_table(row, gettext("Rows that were not done"), GONE_WRONG)
+        yield _items_table(row, gettext("Rows that are done or wait"), GOING_WELL)
         yield _items_table(row, gettext("Rows left out"), (ItemStatus.EXCLUDED,))
         yield audited.records_table(plans.TARGET, str(row.pk))
 
