@@ -446,6 +446,27 @@ def test_form_without_its_hidden_fields_makes_nothing(ann):
     assert asked_for() == (0, 0)
 
 
+@pytest.mark.parametrize(
+    "shift", [timedelta(hours=1), -timedelta(days=3), timedelta(days=-700_000)]
+)
+def test_form_of_another_time_makes_nothing(ann, shift):
+    dead("a1")
+    url = preview_url(REDRIVE, all=1)
+    forged = (db_now() + shift).isoformat()
+    response = ann.post(url, filled(ann, url, seen_at=forged))
+    assert "This form is too old" in str(response.context["form"].errors["seen_at"])
+    assert asked_for() == (0, 0)
+
+
+@pytest.mark.parametrize("stray", ["user=1", "names=1", "action=1", "all=1", "ids=7", "x=y"])
+def test_buttons_of_the_dlq_carry_its_filter_and_nothing_else(ann, stray):
+    dead("a1")
+    page = ann.get(f"/admin/dlq/?code=account_closed&{stray}")
+    assert page.status_code == 200
+    urls = {it["url"].partition("?")[2] for it in page.context["buttons"]}
+    assert urls == {"code=account_closed"}
+
+
 # What goes wrong
 
 
@@ -587,6 +608,18 @@ def test_payload_that_cannot_be_is_refused(ann, editing, payload, problem):
     assert response.status_code == 200
     assert problem in said(response)
     assert asked_for() == (0, 0)
+
+
+def test_form_of_a_payload_that_was_changed_meanwhile_makes_nothing(ann, editing):
+    (entry,) = dead("a1")
+    url = preview_url(EDIT, ids=entry.pk)
+    form = filled(ann, url, payload=payload_text("7"))
+    OutboxEntry.objects.filter(pk=entry.pk).update(content_hash="1" * 64)
+    response = ann.post(url, form)
+    assert "The payload has been changed meanwhile" in said(response)
+    assert asked_for() == (0, 0)
+    ann.post(url, filled(ann, url, payload=payload_text("7")))
+    assert Plan.objects.count() == 1
 
 
 def test_payload_that_is_the_same_leaves_nothing_to_do(ann, editing):
