@@ -22,6 +22,7 @@ from recovery import actions, plans
 from recovery.actions import Action, ActionError
 from recovery.admin import audited, evidence
 from recovery.admin.operations import ReasonForm
+from recovery.admin.secrecy import masked
 from recovery.admin.tables import page_of, page_of_key
 from recovery.clock import db_now
 from recovery.console import page
@@ -393,10 +394,10 @@ class Proposal:
             target = self.action.target_type, shown.target_id
             known["record"] = audited.newest_record(*target)
         elif nth < EXPLAINED_ROWS and self.is_proving:
-            known["proof"] = evidence.proof(self.action, shown.row_id)
-            self.is_proving = (
-                known["proof"].state == evidence.FREE
-            )  # to name a holder takes seconds
+            proof = evidence.proof(self.action, shown.row_id)
+            # To name a holder takes seconds: after the first one no more are asked for.
+            self.is_proving = proof.state == evidence.FREE
+            known["proof"] = replace(proof, facts=masked(proof.facts, self.request.user))
         return known
 
     def nothing_chosen(self) -> HttpResponse:

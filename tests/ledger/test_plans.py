@@ -194,6 +194,17 @@ def test_only_discarded_entries_that_the_ledger_lacks_are_restored():
     }
 
 
+def test_entry_whose_key_is_posted_after_the_preview_is_not_restored():
+    (entry,) = die()
+    carried(plans.create(wanted([entry], "outbox.discard")))
+    plan = plans.create(wanted([entry], "outbox.restore"))
+    Transaction.objects.create(pk=10**6, event_key=entry.event_key, event_type="x")
+    carried(plan)
+    assert plan.items.get().note == "the ledger has a transaction of this key"
+    assert state(entry)[0] == EntryStatus.DISCARDED
+    assert not DeadLetter.objects.exists()
+
+
 def test_entry_is_restored_once_by_two_plans():
     (entry,) = die()
     carried(plans.create(wanted([entry], "outbox.discard")))

@@ -3,11 +3,13 @@
 import pytest
 
 from recovery import audit
-from recovery.admin import secrecy
+from recovery.admin import evidence, secrecy
+from recovery.clock import db_now
 from recovery.models import AuditRecord, Job, JobRun
 from recovery.roles import ADMINISTRATOR, OPERATOR, VIEWER
-from tests.adminpages import list_url, page_url, text_of
-from tests.factories import SplitOrderFactory
+from splits.models import StuckSighting
+from tests.adminpages import list_url, page_url, staff, text_of
+from tests.factories import SplitOrderFactory, hang
 from tests.ledger.entries import into, put
 from tests.roles import MAY, grant_all, logged_in, person
 
@@ -65,6 +67,50 @@ def test_payload_in_the_timeline_of_an_order(role):
         evidence={"original": "hush"},
     )
     assert_told(role, page_url(order), PAYLOAD, "hush")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_statement_of_who_holds_an_order(role):
+    order = SplitOrderFactory()
+    held_by = {"connection": 7, "query": "UPDATE secret_table"}
+    StuckSighting.objects.create(
+        order_ref=order.pk, epoch=1, seen_at=db_now(), held_at=db_now(), held_by=held_by
+    )
+    assert_told(role, page_url(order), STACK, "secret_table")
+
+
+@pytest.mark.parametrize("may", [True, False])
+def test_preview_tells_the_holders_statement_to_who_may(monkeypatch, may):
+    order = hang(SplitOrderFactory())
+    facts = {"connection": 7, "query": "UPDATE secret_table"}
+    held = evidence.Proof(evidence.HELD, "held", facts)
+    monkeypatch.setattr(evidence, "proof", lambda *_: held)
+    page = text_of(
+        logged_in(ADMINISTRATOR if may else OPERATOR),
+        f"/admin/actions/split.recover/?ids={order.pk}",
+    )
+    assert ("secret_table" in page) is may
+    assert "connection: 7" in page
+
+
+def test_only_rows_up_to_the_first_that_is_held_are_proven(monkeypatch):
+    orders = [hang(SplitOrderFactory()) for _ in range(3)]
+    asked = []
+    proofs = [evidence.FREE, evidence.HELD, evidence.FREE]
+    monkeypatch.setattr(
+        evidence, "proof", lambda _, pk: asked.append(pk) or evidence.Proof(proofs.pop(0), "", {})
+    )
+    ids = ",".join(str(it.pk) for it in orders)
+    text_of(logged_in(OPERATOR), f"/admin/actions/split.recover/?ids={ids}")
+    assert asked == [it.pk for it in orders[:2]]
+
+
+@pytest.mark.parametrize("permission", [PAYLOAD, "ledger.edit_outboxentry"])
+def test_edit_takes_both_its_permission_and_that_for_payloads(settings, permission):
+    settings.DLQ_EDIT_ENABLED = True
+    entry = put("k", into("OAK", "1"))
+    half = staff("half", permission.partition(".")[2], "view_outboxentry")
+    assert half.get(f"/admin/actions/outbox.edit/?ids={entry.pk}").status_code == 403
 
 
 @pytest.mark.parametrize("role", ROLES)
