@@ -52,7 +52,7 @@ check: setup ## lint, format, types, contracts, migrations, system checks, locks
 	@$(EMBEDDED) SECRET_KEY="$$($(RUN) -c 'import secrets; print(secrets.token_urlsafe(50))')" \
 		DATABASE_URL=mysql://user:password@db.example/recovery \
 		REDIS_URL=rediss://:password@cache.example:6379/0 METRICS_TOKEN=bearer-of-the-scraper \
-		DEBUG=false ALLOWED_HOSTS=recovery.example \
+		DEBUG=false PROXY_COUNT=1 ALLOWED_HOSTS=recovery.example \
 		$(RUN) manage.py check --deploy --fail-level WARNING
 	$(RUN) .ci/hygiene.py
 

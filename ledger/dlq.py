@@ -146,14 +146,27 @@ class Filter:
         return found.order_by("id")
 
 
+Counted = tuple[str, int, datetime, datetime, int]
+"""A group's name, how many entries it has, when the first and the last died, and one of them."""
+
+
 def groups(wanted: Filter) -> list[Group]:
     """Return the groups of the entries that are meant, the largest first."""
+    return described(counted(wanted))
+
+
+def counted(wanted: Filter) -> list[Counted]:
+    """Return the groups as they are counted, the largest first."""
     found = (
         wanted.letters()
         .values_list("group")
         .annotate(n=Count("pk"), first=Min("died_at"), last=Max("died_at"), example=Min("pk"))
     )
-    rows = sorted(found, key=lambda row: (-row[1], row[0]))
+    return sorted(found, key=lambda row: (-row[1], row[0]))
+
+
+def described(rows: Sequence[Counted]) -> list[Group]:
+    """Return groups with what they have in common, which is read of one entry each."""
     examples = DeadLetter.objects.in_bulk([row[4] for row in rows])
     return [
         Group(name, examples[pk].code, examples[pk].pattern, n, first, last, pk)

@@ -22,6 +22,7 @@ OWN_PREFIXES = (
     "QCLUSTER_",
     "RECOVERY_",
     "LOGIN_",
+    "PROXY_",
     "SESSION_",
 )
 SPELLING_CUTOFF = 0.85

@@ -65,14 +65,14 @@ def dead_letters(request: HttpRequest) -> HttpResponse:
         wanted = filter_of(request.GET)
     except WrongSelectionError:
         problem = gettext("This filter cannot be read: all dead entries are shown.")
-    found = dlq.groups(wanted)
+    found = dlq.counted(wanted)
     site: Any = admin.site
     context = {
         "title": gettext("Dead letters"),
         "form": form,
         "problem": problem,
-        "total": sum(it.entries for it in found),
-        "groups": [_group(request, it) for it in found[:SHOWN_GROUPS]],
+        "total": sum(it[1] for it in found),
+        "groups": [_group(request, it) for it in dlq.described(found[:SHOWN_GROUPS])],
         "more_groups": max(0, len(found) - SHOWN_GROUPS),
         "is_filtered": bool(wanted.given()),
         "said": said(wanted),

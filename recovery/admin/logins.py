@@ -12,6 +12,7 @@ from django.urls import reverse
 from django.utils.translation import gettext, gettext_noop
 from django.utils.translation import gettext_lazy as _
 
+from recovery.admin.recorded import OnTheRecord
 from recovery.admin.rows import ReadOnlyAdmin, column
 from recovery.admin.tables import moment, shown
 
@@ -20,7 +21,7 @@ NAMES = (gettext_noop("access attempt"), gettext_noop("access attempts"))
 
 
 @admin.register(AccessAttempt)
-class AccessAttemptAdmin(ReadOnlyAdmin):
+class AccessAttemptAdmin(OnTheRecord, ReadOnlyAdmin):
     """Log-ins that failed lately, by user name, address and browser."""
 
     list_display = ("tried", "name", "address", "failures", "browser")

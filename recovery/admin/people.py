@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.models import Group, User
+from django.db import transaction
 from django.http import HttpRequest
+from django.utils.decorators import method_decorator
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
+from recovery.admin.recorded import OnTheRecord
 from recovery.admin.skin import SkinnedAdmin
 
 if TYPE_CHECKING:
@@ -20,13 +23,18 @@ admin.site.unregister(Group)
 
 
 @admin.register(User)
-class PersonAdmin(_UserAdmin, SkinnedAdmin):
+class PersonAdmin(OnTheRecord, _UserAdmin, SkinnedAdmin):
     """People who may log in."""
 
     form = UserChangeForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
     list_display = ("username", "first_name", "last_name", "is_active", "is_staff", "last_login")
+
+    @method_decorator(transaction.atomic)
+    def user_change_password(self, *args: Any, **kwargs: Any) -> Any:
+        """Let a new password and its record be one transaction."""
+        return super().user_change_password(*args, **kwargs)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[Any, ...]:
         """Let only superusers give what goes beyond roles: to themselves, too."""
@@ -43,7 +51,7 @@ class PersonAdmin(_UserAdmin, SkinnedAdmin):
 
 
 @admin.register(Group)
-class RoleAdmin(GroupAdmin, SkinnedAdmin):
+class RoleAdmin(OnTheRecord, GroupAdmin, SkinnedAdmin):
     """Roles."""
 
 

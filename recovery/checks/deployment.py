@@ -22,6 +22,7 @@ def check_deployment(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) ->
         *_open_redis(),
         *_one_file(),
         *_logs_for_eyes(),
+        *_no_proxy(),
     ]
 
 
@@ -103,4 +104,14 @@ def _logs_for_eyes() -> Iterator[CheckMessage]:
             " finds the fields.",
             hint="Set LOG_FORMAT=json, or leave it unset: logs are text only on a terminal.",
             id="recovery.W025",
+        )
+
+
+def _no_proxy() -> Iterator[CheckMessage]:
+    if not settings.PROXY_COUNT and getattr(settings, "SECURE_PROXY_SSL_HEADER", None):
+        yield Warning(
+            "PROXY_COUNT=0 though a proxy is believed about HTTPS: all log-ins seem to come from"
+            " it, so that five wrong passwords lock a name out everywhere.",
+            hint="Set PROXY_COUNT to the number of proxies of yours before the site.",
+            id="recovery.W026",
         )

@@ -154,7 +154,14 @@ def production(settings) -> SimpleNamespace:
     settings.METRICS_ENABLED, settings.METRICS_TOKEN = True, "bearer"
     settings.ALLOWED_HOSTS = ["stock.example.org", ".example.net"]
     settings.LOG_FORMAT = "auto"
+    settings.PROXY_COUNT = 1
+    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     return settings
+
+
+def test_site_without_a_proxy_needs_no_count_of_them(production):
+    production.PROXY_COUNT, production.SECURE_PROXY_SSL_HEADER = 0, None
+    assert check_deployment(None) == []
 
 
 def test_sound_production_is_not_warned(production):
@@ -168,6 +175,8 @@ def test_sound_production_is_not_warned(production):
         ("ALLOWED_HOSTS", ["stock.example.org", "*"], "recovery.W020"),
         ("METRICS_TOKEN", "", "recovery.W021"),
         ("LOG_FORMAT", "text", "recovery.W025"),
+        ("PROXY_COUNT", 0, "recovery.W026"),
+        ("PROXY_COUNT", 2, None),
         ("LOG_FORMAT", "json", None),
     ],
 )
