@@ -1,5 +1,6 @@
 """Recovery actions in the console: see what would change, say why, make a plan of it."""
 
+import hashlib
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -54,6 +55,13 @@ class Chosen:
     selection: Mapping[str, Any]
     text: str = ""
     """For people; empty: the rows say it."""
+    digest: str = ""
+    """Of a list that may have other rows once the form is sent; empty: it has no others."""
+
+
+def digest_of(ids: Sequence[int]) -> str:
+    """Return a short name of a list of rows."""
+    return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()
 
 
 Choose = Callable[[QueryDict, datetime], Chosen]
@@ -86,6 +94,7 @@ class ProposalForm(ReasonForm):
     )
     request_key = forms.CharField(widget=forms.HiddenInput, max_length=64)
     seen_at = forms.DateTimeField(widget=forms.HiddenInput)
+    digest = forms.CharField(widget=forms.HiddenInput, required=False, max_length=64)
 
     def clean_seen_at(self) -> datetime:
         """Return when the preview was made: lately, and not to come."""
@@ -263,6 +272,7 @@ class Proposal:
             "request_key": secrets.token_urlsafe(24),
             "seen_at": seen_at.isoformat(),
             "canary": True,
+            "digest": chosen.digest,
             **self.offer.initial(self.request.GET, chosen),
         }
         parameters = (
@@ -284,12 +294,23 @@ class Proposal:
             form.errors.pop("reason", None)  # who only looks need not say why
         seen_at = form.cleaned_data.get("seen_at") or db_now()
         chosen = self.offer.choose(self.request.GET, seen_at)
+        if chosen.digest != form.cleaned_data.get("digest", ""):
+            form, is_right = self._form_of_other_rows(chosen), False
         seen = self._look(chosen, _parameters(form))
         if seen.is_in_vain():
             return self._page(chosen, form, seen, status=409)
         if not is_right or seen.problem or GO not in self.request.POST:
             return self._page(chosen, form, seen)
         return self._make(chosen, form, seen)
+
+    def _form_of_other_rows(self, chosen: Chosen) -> ProposalForm:
+        """Return the form for the rows there are now, which nobody has seen yet."""
+        data = self.request.POST.copy()
+        data["digest"] = chosen.digest
+        form = self.offer.form(data)
+        form.is_valid()
+        form.add_error(None, _("These are other rows than before: look at them once more."))
+        return form
 
     def _make(self, chosen: Chosen, form: ProposalForm, seen: Preview) -> HttpResponse:
         wanted = self._wanted(chosen, form)

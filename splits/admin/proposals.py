@@ -17,6 +17,7 @@ from recovery.admin.proposals import (
     ProposalForm,
     WrongSelectionError,
     by_ids,
+    digest_of,
     offer,
 )
 from splits.actions import Cancel, OrderAction, Recover, Release, Retry, Reverse
@@ -41,7 +42,7 @@ def by_status(action: type[OrderAction]) -> Choose:
         text = _("All orders that are: %(status)s")
         status = ", ".join(str(names[OrderStatus(it)]) for it in meant)
         selection = {"all": True, STATUS: ",".join(one)} if one else {"all": True}
-        return Chosen(ids, selection, text % {"status": status})
+        return Chosen(ids, selection, text % {"status": status}, digest_of(ids))
 
     return choose
 

@@ -347,6 +347,21 @@ def test_all_of_a_section_are_those_of_its_status(ann, section):
     assert sorted(plan.items.values_list("row_id", flat=True)) == expected
 
 
+def test_orders_that_failed_after_the_preview_are_looked_at_first(ann):
+    first = SplitOrderFactory(at=OrderStatus.FAILED)
+    url = preview_url(CANCEL, all=1, status="failed")
+    form = filled(ann, url)
+    second = SplitOrderFactory(at=OrderStatus.FAILED)
+    response = ann.post(url, form)
+    assert "These are other rows than before" in said(response)
+    assert second.number in said(response)
+    assert Plan.objects.count() == 0
+    again = response.context["form"].data.dict()
+    ann.post(url, again)
+    rows = Plan.objects.get().items.values_list("row_id", flat=True)
+    assert sorted(rows) == [first.pk, second.pk]
+
+
 @pytest.mark.parametrize("status", ["finalized", "nonsense"])
 def test_all_of_a_status_that_does_not_fit_are_none(ann, status):
     SplitOrderFactory(at=OrderStatus.FINALIZED)
