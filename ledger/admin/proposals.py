@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from ledger import dlq
 from ledger.actions import Discard, Edit, Redrive, Restore
+from ledger.admin import causes
 from ledger.dlq import Filter
 from ledger.models import ErrorCode, OutboxEntry
 from recovery import ages
@@ -130,6 +131,7 @@ offer(
             "Dead entries get fresh attempts, due at once; what waits behind them goes on."
         ),
         choose=by_filter,
+        advice=lambda before: causes.advice(before["code"]),
     )
 )
 offer(

@@ -1,7 +1,7 @@
 """Operators' plans in the admin: how far each is, what became of its rows, and its brakes."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.contrib import admin
@@ -147,9 +147,11 @@ class PlanAdmin(OperatedAdmin):
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Refresh the page while the plan runs."""
+        """Refresh the page until the plan has ended and its rows were tried; say if they failed."""
         plan = context["original"]
-        context["refresh_s"] = REFRESH_S if plan.status == PlanStatus.RUNNING else 0
+        plan.fates = _fates_of(plan)
+        is_open = plan.status == PlanStatus.RUNNING or plan.fates[Sight.UNKNOWN]
+        context |= {"refresh_s": REFRESH_S if is_open else 0, "failed_again": plan.fates[Sight.BAD]}
         return super().render_change_form(request, context, *args, **kwargs)
 
     @column(_("plan"))
@@ -221,7 +223,7 @@ def meter(done: int, total: int) -> SafeString:
     )
 
 
-def _counts_table(plan: Plan) -> Table:
+def _counts_table(plan: Any) -> Table:
     """Return how many rows fared how."""
     counts = plan.items.counts()
     names = dict(ItemStatus.choices)
@@ -232,7 +234,7 @@ def _counts_table(plan: Plan) -> Table:
     return Table(
         title=gettext("Rows"),
         columns=(gettext("Status"), gettext("Rows")),
-        rows=[*rows, *_fates(plan, counts)],
+        rows=[*rows, *_fates(plan)],
         empty=gettext("It has no rows."),
         numeric=frozenset({1}),
         more=(list_of(PlanItem, plan=str(plan.pk)), gettext("All rows")),
@@ -244,19 +246,23 @@ def _items_link(plan: Plan, status: str, n: int) -> SafeString:
     return format_html('<a href="{}">{}</a>', url, grouped(n))
 
 
-def _fates(plan: Plan, counts: Mapping[str, int]) -> Iterable[tuple[Any, Any]]:
-    """Yield how rows that were handed on without being looked at fare by now, if not too many."""
-    if not 0 < counts.get(ItemStatus.APPLIED, 0) <= FATES_OF_ROWS:
-        return
-    seen = Counter(fate.sight for _item, fate in plans.fates(plan))
+def _fates_of(plan: Plan) -> Counter[Sight]:
+    """Return how rows that were handed on without being looked at fare by now, if not too many."""
+    if len(plan.items.applied().values("pk")[: FATES_OF_ROWS + 1]) > FATES_OF_ROWS:
+        return Counter()
+    return Counter(fate.sight for _item, fate in plans.fates(plan))
+
+
+def _fates(plan: Any) -> Iterable[tuple[Any, Any]]:
+    """Yield how many rows fare how by now."""
     texts = {
         Sight.GOOD: state("done", gettext("of those applied: well by now")),
         Sight.BAD: state("failed", gettext("of those applied: failed again")),
         Sight.UNKNOWN: state("pending", gettext("of those applied: not tried yet")),
     }
     for sight, text in texts.items():
-        if seen[sight]:
-            yield text, grouped(seen[sight])
+        if plan.fates[sight]:
+            yield text, grouped(plan.fates[sight])
 
 
 def _items_table(plan: Plan, title: str, statuses: Sequence[str]) -> Table:

@@ -126,6 +126,8 @@ class Offer:
     form: type[ProposalForm] = ProposalForm
     initial: Callable[[QueryDict, Chosen], dict[str, Any]] = lambda _query, _chosen: {}
     """What the form begins with."""
+    advice: Callable[[Mapping[str, Any]], Any] = lambda _before: ""
+    """What to think of before, by the state of a row; empty: nothing."""
     is_grave: bool = False
     """It cannot be taken back."""
     looks_again: bool = False
@@ -394,10 +396,14 @@ class Proposal:
             "form": form,
             "seen": seen,
             "rows": [self._row(nth, it) for nth, it in enumerate(seen.rows)],
+            "advice": dict.fromkeys(filter(None, (self._advice(it) for it in seen.rows))),
             "back": self._list(),
             "go": GO,
         }
         return _page(self.request, "proposal", context, status=status)
+
+    def _advice(self, shown: Shown) -> Any:
+        return "" if shown.misfit else self.offer.advice(shown.before)
 
     def _list(self) -> str:
         opts = self.action.rows().model._meta

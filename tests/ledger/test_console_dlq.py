@@ -236,6 +236,14 @@ def test_more_than_can_be_named_in_an_address_is_refused(ann, monkeypatch):
     assert ann.get(preview_url(REDRIVE, ids=ids_of(entries))).status_code == 400
 
 
+def test_preview_asks_whether_the_cause_has_gone_once_a_cause(ann):
+    dead("a1", "a2")
+    page = said(ann.get(preview_url(REDRIVE, all=1)))
+    assert page.count("Reopen the account, or find out why it is closed") == 1
+    assert "Has the cause gone?" in page
+    assert "Has the cause gone?" not in said(ann.get(preview_url(DISCARD, all=1)))
+
+
 def test_preview_of_a_group_and_of_all_say_what_is_meant(ann):
     dead("x1", why=BROKEN)
     closed = dead("a1", "a2")
@@ -465,6 +473,19 @@ def test_buttons_of_the_dlq_carry_its_filter_and_nothing_else(ann, stray):
     assert page.status_code == 200
     urls = {it["url"].partition("?")[2] for it in page.context["buttons"]}
     assert urls == {"code=account_closed"}
+
+
+def test_plan_page_says_that_redriven_entries_failed_again(ann):
+    (entry,) = dead("a1")
+    url = preview_url(REDRIVE, ids=entry.pk)
+    ann.post(url, filled(ann, url))
+    plan = carried(Plan.objects.get())
+    page = ann.get(page_url(plan))
+    assert (page.context["refresh_s"], page.context["failed_again"]) == (2, 0)
+    OutboxEntry.objects.filter(pk=entry.pk).update(attempts=1, last_error_code="account_closed")
+    page = ann.get(page_url(plan))
+    assert "1 row has failed again since: the cause is still there." in said(page)
+    assert page.context["refresh_s"] == 0
 
 
 # What goes wrong
