@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.db import connection
 from playwright.sync_api import Browser, BrowserContext, Page
 
 from tests.browser import chromium
@@ -23,7 +24,10 @@ def browser(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
     with chromium.browser() as running:
+        # Within the loop Django has another connection, as old as the browser test before this one.
+        connection.close()
         yield running
+        connection.close()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import re
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from django.contrib.sessions.models import Session
-from django.db import connection
 from playwright.sync_api import expect
 
 from ledger.models import Account, EntryStatus, OutboxEntry
@@ -48,7 +47,6 @@ expect.set_options(timeout=PATIENCE_MS)
 @pytest.fixture
 def web(browser, manage):
     """Return a web server; the browser goes last."""
-    connection.close()  # a test before may have lost it
     grant_all()
     return Web(manage, **HASTE)
 

@@ -19,6 +19,7 @@ PRODUCTION = {
     "REDIS_URL": "redis://127.0.0.1/0",
     "SECRET_KEY": "production-key-that-is-long-enough-and-random-0123456789",
     "METRICS_TOKEN": "bearer-of-the-scraper",
+    "PROXY_COUNT": "1",
 }
 WRONG = {
     "DEBUG": "maybe",
