@@ -299,10 +299,11 @@ class Proposal:
         if chosen.digest != form.cleaned_data.get("digest", ""):
             form, is_right = self._form_of_other_rows(chosen), False
         seen = self._look(chosen, _parameters(form))
-        if seen.is_in_vain():
-            return self._page(chosen, form, seen, status=409)
-        if not is_right or seen.problem or GO not in self.request.POST:
-            return self._page(chosen, form, seen)
+        if seen.is_in_vain() or not is_right or seen.problem or GO not in self.request.POST:
+            # Sent twice at once, the other one may be why: its plan has these rows by now.
+            if known := self._made_before():
+                return self._known(known)
+            return self._page(chosen, form, seen, status=409 if seen.is_in_vain() else 200)
         return self._make(chosen, form, seen)
 
     def _form_of_other_rows(self, chosen: Chosen) -> ProposalForm:

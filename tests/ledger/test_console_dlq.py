@@ -388,6 +388,20 @@ def test_form_sent_twice_at_once_makes_one_plan(ann):
 
 
 @pytest.mark.django_db(transaction=True)
+def test_form_sent_again_while_its_plan_is_made_leads_to_the_plan(ann, monkeypatch):
+    """The second looks for a plan before there is one, and at the rows when it has them."""
+    dead("a1")
+    url = preview_url(REDRIVE, all=1)
+    form = filled(ann, url)
+    assert ann.post(url, form).status_code == 302
+    of_request, answers = plans.of_request, iter([None])
+    monkeypatch.setattr(
+        plans, "of_request", lambda *key, **whose: next(answers, of_request(*key, **whose))
+    )
+    assert ann.post(url, form).headers["Location"] == page_url(Plan.objects.get())
+
+
+@pytest.mark.django_db(transaction=True)
 def test_second_operator_is_told_that_nothing_is_left_and_who_was_first(ann, bob):
     (entry,) = dead("a1")
     url = preview_url(DISCARD, group=group_of(entry))

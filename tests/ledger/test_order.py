@@ -276,7 +276,9 @@ def test_claim_leaves_what_another_drain_has_locked(second_connection):
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.mariadb
-def test_followers_of_a_locked_head_step_aside_for_the_others(second_connection):
+def test_followers_of_a_locked_head_step_aside_for_the_others(second_connection, monkeypatch):
+    monkeypatch.setattr(parking, "BUSY_HEAD_LEAST_S", 60.0)  # longer than the batches take
+    monkeypatch.setattr(parking, "BUSY_HEAD_DELAY_S", 60.0)
     head, followers = head_and_followers(60)
     other = put("other", into("OAK", "1"))
     with second_connection.cursor() as cursor:
