@@ -98,3 +98,14 @@ def outbox_oldest_pending_age_seconds() -> GaugeValues:
     oldest = OutboxEntry.objects.pending().aggregate(oldest=Min("created_at"))["oldest"]
     age_s = (db_now() - oldest).total_seconds() if oldest else 0.0
     return [({}, max(0.0, age_s))]
+
+
+@gauge("outbox_oldest_due_age_seconds", ages=True)
+def outbox_oldest_due_age_seconds() -> GaugeValues:
+    """Seconds that the entry which is due the longest has waited for a drain; 0 where none is due.
+
+    What waits for its next attempt, or behind another entry, is not due: it keeps no drain busy.
+    """
+    due = OutboxEntry.objects.pending().aggregate(due=Min("next_attempt_at"))["due"]
+    late_s = (db_now() - due).total_seconds() if due else 0.0
+    return [({}, max(0.0, late_s))]

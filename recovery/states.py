@@ -30,7 +30,7 @@ class States(Collector):
             yield _plain("metrics_database_up", "1 if the database answered this scrape.", 0)
             return
         yield _plain("metrics_database_up", "1 if the database answered this scrape.", 1)
-        yield _heartbeats(ages)
+        yield from _jobs(ages)
         yield from _sampled(samples)
 
 
@@ -52,11 +52,20 @@ def _plain(name: str, summary: str, value: float) -> Metric:
     return GaugeMetricFamily(name, summary, value=value)
 
 
-def _heartbeats(ages: Mapping[str, tuple[float, bool]]) -> Metric:
+def _jobs(ages: Mapping[str, tuple[float, bool]]) -> Iterator[Metric]:
+    """Yield what alarms need to know of each job; one whose row is missing has no age."""
     summary = "Seconds since each job's last heartbeat; since its row was made if it never ran."
-    family = GaugeMetricFamily("job_heartbeat_age_seconds", summary, labels=["job"])
-    for job, (age_s, _paused) in ages.items():
-        family.add_metric([job], age_s)
+    yield _by_job("job_heartbeat_age_seconds", summary, {it: age for it, (age, _) in ages.items()})
+    paused = {job: float(is_paused) for job, (_, is_paused) in ages.items()}
+    yield _by_job("job_paused", "1 while the job is paused.", paused)
+    periods = {job.name: float(job.period_s) for job in registry.all_jobs()}
+    yield _by_job("job_period_seconds", "The job's period.", periods)
+
+
+def _by_job(name: str, summary: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, summary, labels=["job"])
+    for job, value in values.items():
+        family.add_metric([job], value)
     return family
 
 

@@ -585,6 +585,16 @@ def test_gauges_show_what_is_not_posted():
     assert 3_600 <= found["outbox_oldest_pending_age_seconds", ""] < 3_700
 
 
+def test_age_of_what_is_due_leaves_out_what_waits_for_its_next_attempt():
+    assert gauges()["outbox_oldest_due_age_seconds", ""] == 0
+    old = put("k", into("OAK", "1"))
+    due_at = db_now() + timedelta(minutes=5)
+    OutboxEntry.objects.update(created_at=db_now() - timedelta(hours=1), next_attempt_at=due_at)
+    assert gauges()["outbox_oldest_due_age_seconds", ""] == 0
+    OutboxEntry.objects.filter(pk=old.pk).update(next_attempt_at=db_now() - timedelta(minutes=9))
+    assert 540 <= gauges()["outbox_oldest_due_age_seconds", ""] < 640
+
+
 def test_counts_name_what_happened_only():
     put("k", into("OAK", "1"))
     assert drain().counts() == {"posted": 1}

@@ -169,6 +169,16 @@ def test_oldest_pending_entry_is_found_by_its_index(crowded):
         assert rows_read(metrics.outbox_oldest_pending_age_seconds) < 10
 
 
+def test_entry_due_the_longest_is_found_by_its_index(crowded):
+    from ledger import metrics
+
+    for plan in plans_of(metrics.outbox_oldest_due_age_seconds, "MIN("):
+        text = str(plan)
+        assert "outbox_claim" in text or "optimized away" in text
+    if connection.vendor == "mysql":
+        assert rows_read(metrics.outbox_oldest_due_age_seconds) < 10
+
+
 def test_gauges_do_not_read_what_is_posted(crowded):
     from ledger import metrics
 

@@ -178,6 +178,7 @@ def test_scrape_shows_every_metric_of_the_contract(get):
         "job_runs_total", "job_failures_total", "job_duration_seconds_bucket",
         "job_stuck_detected_total", "finalize_retry_attempts_total", "job_heartbeat_age_seconds",
         "job_lock_degraded", "outbox_entries", "outbox_oldest_pending_age_seconds",
+        "outbox_oldest_due_age_seconds", "job_paused", "job_period_seconds",
         "outbox_posted_total", "outbox_post_latency_seconds_bucket", "split_orders",
         "finalize_recoveries_total", "finalize_duration_seconds_bucket",
         "django_db_execute_total", "django_http_requests_before_middlewares_total",
@@ -190,6 +191,17 @@ def test_scrape_shows_every_metric_of_the_contract(get):
         f"state={state}" for state in ("in_progress", "stuck", "failed", "quarantined")
     }
     assert found["metrics_database_up",] == 1
+
+
+def test_scrape_tells_what_alarms_need_to_know_of_each_job(get):
+    ensure_rows()
+    Job.objects.filter(name="auditArchive").delete()
+    Job.objects.filter(name="metricsCollect").pause()
+    found = exported(get("/metrics"))
+    assert found["job_paused", "job=metricsCollect"] == 1
+    assert found["job_paused", "job=runRecoveryPlans"] == 0
+    assert found["job_period_seconds", "job=auditArchive"] == 86_400
+    assert ("job_heartbeat_age_seconds", "job=auditArchive") not in found, "it has no row"
 
 
 def test_counters_of_jobs_and_codes_begin_at_zero(get):
