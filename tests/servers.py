@@ -29,6 +29,8 @@ PACKAGES = {
     "mariadb": "mariadb-client",
     "mariadb-dump": "mariadb-client",
     "redis-server": "redis-server",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
 }
 
 
@@ -264,24 +266,25 @@ def mariadb(place: Path | None = None, *, also_on: Sequence[str] = ()) -> Iterat
 
     Its folder is in ``place`` where one is given.
     """
-    with _folder("mariadb", place) as folder:
+    with folder_for("mariadb", place) as folder:
         server = MariaDB(folder, free_port(), addresses=("127.0.0.1", *also_on))
         server.install()
-        with _running(server):
+        with running(server):
             yield server
 
 
 @contextmanager
 def redis(*, also_on: Sequence[str] = ()) -> Iterator[Redis]:
     """Run a private Redis server on the loopback and on the addresses ``also_on``."""
-    with _folder("redis") as folder:
+    with folder_for("redis") as folder:
         server = Redis(folder, free_port(), addresses=("127.0.0.1", *also_on))
-        with _running(server):
+        with running(server):
             yield server
 
 
 @contextmanager
-def _folder(kind: str, place: Path | None = None) -> Iterator[Path]:
+def folder_for(kind: str, place: Path | None = None) -> Iterator[Path]:
+    """Make a temporary folder for a server."""
     with tempfile.TemporaryDirectory(
         prefix=f"tests-{kind}-", dir=place, ignore_cleanup_errors=True
     ) as path:
@@ -289,7 +292,8 @@ def _folder(kind: str, place: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def _running(server: Server) -> Iterator[Server]:
+def running(server: Server) -> Iterator[Server]:
+    """Run a server; end it at once afterwards."""
     try:
         _start_somewhere(server)
         yield server

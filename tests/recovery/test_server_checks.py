@@ -155,10 +155,10 @@ class OldMariaDB(servers.MariaDB):
 @pytest.fixture
 def old_server() -> Iterator[servers.MariaDB]:
     """Run a server that is too old, its database empty."""
-    with servers._folder("mariadb") as folder:
+    with servers.folder_for("mariadb") as folder:
         server = OldMariaDB(folder, servers.free_port())
         server.install()
-        with servers._running(server):
+        with servers.running(server):
             yield server
 
 

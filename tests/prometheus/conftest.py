@@ -1,0 +1,3 @@
+"""A Redis server to stop."""
+
+from tests.recovery.conftest import redis_server  # noqa: F401

@@ -1,0 +1,246 @@
+"""Each alarm, fired by its real cause: a real Prometheus watches real processes being broken."""
+
+import os
+import signal
+from contextlib import ExitStack
+from datetime import timedelta
+
+import pytest
+from django.db.models import F
+
+from ledger import accounts
+from recovery import schedules
+from recovery.models import Job
+from splits.models import OrderStatus, SplitOrder, StepName
+from tests import servers
+from tests.factories import SplitOrderFactory
+from tests.faults.installation import installed
+from tests.ledger.entries import drain, into, put
+from tests.prometheus.watching import TOKEN, prometheus
+from tests.waiting import eventually
+from tests.web import Web
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.mariadb,
+    pytest.mark.timeout(900),
+]
+
+HASTE = {
+    "METRICS_TOKEN": TOKEN,
+    "JOB_METRICS_PERIOD_SEC": "1",
+    "JOB_OUTBOX_PERIOD_SEC": "1",
+    "JOB_FINALIZE_PERIOD_SEC": "1",
+    "JOB_STUCK_PERIOD_SEC": "1",
+    "JOB_PLANS_PERIOD_SEC": "1",
+    "JOB_FINALIZE_STUCK_THRESHOLD_SEC": "1",
+    "JOB_OUTBOX_MAX_ATTEMPTS": "1",
+    "JOB_FINALIZE_RETRY_LIMIT": "1",
+    "JOB_LOCK_TTL_SEC": "4",
+    "SPLIT_COMPLETION_TIMEOUT_SEC": "1",
+    "DATABASE_READ_TIMEOUT_SEC": "6",
+    "SECURE_SSL_REDIRECT": "false",
+    "LOG_LEVEL": "WARNING",
+}
+"""What takes minutes takes seconds."""
+
+
+class Watched:
+    """A web server, a worker's host and the Prometheus that scrapes both."""
+
+    def __init__(self, manage, folder, stack, **environment):
+        self.manage, self.stack = manage, stack
+        self.env = HASTE | environment
+        self.hosts = {it: str(folder / it) for it in ("web", "worker")}
+        self.worker_port = servers.free_port()
+        self.cluster = None
+        schedules.ensure_rows()
+        web = Web(manage, **self.env, PROMETHEUS_MULTIPROC_DIR=self.hosts["web"])
+        self.prometheus = stack.enter_context(prometheus(web=web.port, worker=self.worker_port))
+
+    def work(self, **environment):
+        """Start a cluster."""
+        self.cluster = self.manage.start(
+            "qcluster", "--metrics-port", str(self.worker_port),
+            env=self.env | environment | {"PROMETHEUS_MULTIPROC_DIR": self.hosts["worker"]},
+        )  # fmt: skip
+
+    def kill(self):
+        """End the cluster at once, whole."""
+        for pid in self.cluster.family():
+            os.kill(pid, signal.SIGKILL)
+
+    def run(self, *arguments, **environment):
+        """Run a command on the worker's host."""
+        place = {"PROMETHEUS_MULTIPROC_DIR": self.hosts["worker"]}
+        return self.manage(*arguments, env=self.env | environment | place)
+
+
+@pytest.fixture
+def watched(manage, tmp_path):
+    """Return what makes a watched installation on the test's database."""
+    with ExitStack() as stack:
+        yield lambda **environment: Watched(manage, tmp_path, stack, **environment)
+
+
+def test_killed_workers_are_missed_and_their_return_is_noticed(watched):
+    it = watched()
+    it.work()
+    seen = it.prometheus
+    for name in ("JobSilent", "ScrapeFailing"):
+        seen.is_resolved(name)
+    assert eventually(lambda: seen.query("sum(rate(job_runs_total[10s])) > 0"))
+    it.kill()
+    eventually(lambda: "pending" in seen.states("JobSilent", job="metricsCollect"))
+    alarm = seen.fires("JobSilent", job="metricsCollect", severity="critical")
+    assert "metricsCollect has been silent for" in alarm["annotations"]["summary"]
+    seen.fires("JobSilent", job="processLedgerOutbox")
+    seen.fires("ScrapeFailing", job="recovery-worker", severity="warning")
+    seen.fires("MetricsStale")
+    it.work()
+    for name in ("JobSilent", "ScrapeFailing", "MetricsStale"):
+        seen.is_resolved(name)
+
+    # The archive is a day's job: its last run is made one of the day before yesterday.
+    Job.objects.filter(name="auditArchive").update(
+        heartbeat_at=F("heartbeat_at") - timedelta(hours=27),
+        created_at=F("created_at") - timedelta(hours=27),
+    )
+    seen.fires("AuditArchiveLate", job="auditArchive")
+    assert it.run("run_job", "auditArchive").returncode == 0
+    seen.is_resolved("AuditArchiveLate")
+
+
+def test_runs_that_fail_raise_the_alarm_until_they_succeed(watched):
+    it = watched()
+    seen = it.prometheus
+    broken = {"RECOVERY_FAULTPOINTS": "lease.acquired=raise"}
+    it.work(**broken)
+    alarm = seen.fires("JobFailing", job="recoverFinalizeStuck", severity="critical")
+    assert "runs of recoverFinalizeStuck have failed" in alarm["annotations"]["description"]
+    assert it.run("run_job", "auditArchive", **broken).returncode == 1
+    seen.fires("JobFailing", job="auditArchive", severity="warning")
+    it.kill()
+    it.work()
+    seen.is_resolved("JobFailing", severity="critical")
+
+
+def test_entries_that_wait_or_die_raise_their_alarms(watched):
+    put("opening", into("OAK", "1"))
+    drain()
+    it = watched()
+    it.work()
+    seen = it.prometheus
+    it.run("jobs", "pause", "processLedgerOutbox", "--reason", "a test of the alarm")
+    put("waiting", into("ASH", "1"))
+    seen.fires("OutboxStalled")
+    seen.fires("JobPausedForLong", job="processLedgerOutbox")
+    accounts.close("stock:OAK", "m2", actor="cli:tester", reason="a test of the alarm")
+    put("first", into("OAK", "1"), aggregate="lot:1")
+    put("second", into("ASH", "1"), aggregate="lot:1")
+    for number in range(101):
+        put(f"dead{number}", into("OAK", "1"))
+    it.run("jobs", "resume", "processLedgerOutbox", "--reason", "a test of the alarm")
+    for name in ("OutboxStalled", "JobPausedForLong"):
+        seen.is_resolved(name)
+    alarm = seen.fires("DeadLettersGrowing", severity="critical")
+    assert alarm["annotations"]["summary"].startswith("102 more dead letters")
+    seen.fires("DeadLettersGrowing", severity="warning")
+    seen.fires("DeadLettersWaiting")
+    seen.fires("OutboxOldestAge")
+    accounts.reopen("stock:OAK", "m2", actor="cli:tester", reason="a test of the alarm")
+    done = it.run("dlq", "redrive", "--all", "--reason", "the account is open", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("DeadLettersGrowing", "DeadLettersWaiting", "OutboxOldestAge"):
+        seen.is_resolved(name)
+
+
+def test_orders_that_hang_or_give_up_raise_their_alarms(watched):
+    it = watched(JOB_STUCK_ALERT_THRESHOLD="1", JOB_FINALIZE_RETRY_LIMIT="5")
+    put("received", into("OAK", "100"))
+    it.work()
+    seen = it.prometheus
+    it.run("jobs", "pause", "finalizeRetryWorker", "--reason", "a test of the alarm")
+
+    # A finalizer that hangs in its transaction cannot be reset; it is killed.
+    order = SplitOrderFactory()
+    hung = hang_in_its_transaction(it, order)
+    alarm = seen.fires("OrdersStuck")
+    assert alarm["annotations"]["summary"].startswith("1 orders are stuck")
+    hung.kill_all()
+    seen.is_resolved("OrdersStuck")
+
+    # Three of them die between two steps.
+    for _ in range(3):
+        die_between_steps(it, SplitOrderFactory())
+    seen.fires("FinalizeStuckRepeatedly")
+    seen.fires("OrdersOverdue")
+
+    # One dies whoever takes it.
+    doomed = SplitOrderFactory()
+    for _ in range(2):
+        die_between_steps(it, doomed)
+    seen.fires("OrdersQuarantined")
+    released = it.run("recover_stuck", doomed.number, "--force", "--reason", "the host is mended")
+    assert released.returncode == 0, released.stdout + released.stderr
+    it.run("jobs", "resume", "finalizeRetryWorker", "--reason", "a test of the alarm")
+    for name in ("OrdersQuarantined", "OrdersOverdue"):
+        seen.is_resolved(name)
+    assert not SplitOrder.objects.exclude(status=OrderStatus.FINALIZED).exists()
+
+    # One fails at its last attempt.
+    it.run("jobs", "pause", "finalizeRetryWorker", "--reason", "a test of the alarm")
+    hopeless = SplitOrderFactory()
+    fault = f"finalize.before_step.{StepName.CREATE_OUTPUTS}=raise"
+    it.run("finalize", hopeless.number, RECOVERY_FAULTPOINTS=fault, JOB_FINALIZE_RETRY_LIMIT="1")
+    seen.fires("FinalizeRetryLimitReached")
+    done = it.run("plans", "create", "split.retry", hopeless.number, "--reason", "mended", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen.is_resolved("FinalizeRetryLimitReached")
+
+
+def hang_in_its_transaction(it, order):
+    fault = f"finalize.in_step.{StepName.CREATE_OUTPUTS}=stop"
+    started = it.manage.start(
+        "finalize", order.number, env=it.env | {"RECOVERY_FAULTPOINTS": fault}
+    )
+    eventually(started.is_stopped)
+    return started
+
+
+def die_between_steps(it, order):
+    """Let a finalizer die, and wait until the order has been reset."""
+    fault = f"finalize.before_step.{StepName.CREATE_OUTPUTS}=crash"
+    eventually(lambda: it.run("finalize", order.number, RECOVERY_FAULTPOINTS=fault).returncode < 0)
+    eventually(lambda: not SplitOrder.objects.get(pk=order.pk).finalize_in_progress)
+
+
+@pytest.mark.redis
+def test_redis_away_raises_its_alarm(watched, redis_server):
+    it = watched(REDIS_URL=redis_server.url)
+    it.work()
+    seen = it.prometheus
+    seen.is_resolved("JobLockDegraded")
+    redis_server.stop()
+    seen.fires("JobLockDegraded")
+    redis_server.start()
+    seen.is_resolved("JobLockDegraded")
+
+
+def test_database_away_and_nobody_there_raise_their_alarms(tmp_path):
+    with installed(**HASTE) as there, ExitStack() as stack:
+        web = Web(there.manage, **there.environment)
+        seen = stack.enter_context(prometheus(web=web.port))
+        alarm = seen.fires("JobMissing", job="processLedgerOutbox")
+        assert alarm["annotations"]["summary"] == "processLedgerOutbox was never set up"
+        cluster = there.manage.start("qcluster", env=there.environment)
+        seen.is_resolved("JobMissing")
+        there.database.stop()
+        seen.fires("DatabaseUnreachable")
+        there.database.start()
+        seen.is_resolved("DatabaseUnreachable")
+        cluster.kill_all()
+        web.started.kill_all()
+        seen.fires("ScrapeFailing", severity="critical")
+        web.start()
+        seen.is_resolved("ScrapeFailing")
