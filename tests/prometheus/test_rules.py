@@ -109,6 +109,6 @@ def test_metrics_in_rules_are_those_of_a_scrape(client, transactional_db):
     exported = set(re.findall(r"^(\w+)", scraped, re.MULTILINE)) | {"up"}
     expressions = " ".join(rule["expr"] for rule in ALARMS)
     without_labels = re.sub(r"\{[^}]*\}|\([a-z, ]+\)", " ", expressions)
-    names = {it for it in re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", without_labels)} - {"clamp_min"}
+    names = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", without_labels)) - {"clamp_min"}
     assert len(names) > 12
     assert names <= exported

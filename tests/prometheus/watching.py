@@ -28,7 +28,7 @@ SECONDS_FROM = 120
 """Numbers in expressions are limits in seconds from here on; smaller ones count something."""
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000}
 DEADLINE_S = 150.0
-TOKEN = "bearer-of-the-tests"  # noqa: S105 - of servers that live for a test
+TOKEN = "bearer-of-the-tests"
 Config = dict[str, Any]
 
 
