@@ -11,6 +11,7 @@ import redis
 from django.conf import settings
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils import translation
 
 from recovery import faultpoints, leftovers, link, stopping
 from tests.processes import Manage
@@ -71,6 +72,7 @@ def _forget() -> None:
         with redis.Redis.from_url(settings.REDIS_URL) as client:
             client.flushdb()
     link.reset()
+    translation.deactivate()  # a request leaves its language behind
     stopping.withdraw()
     faultpoints.forget()
     leftovers.forget()
