@@ -1,7 +1,5 @@
 """Each alarm, fired by its real cause: a real Prometheus watches real processes being broken."""
 
-import os
-import signal
 from contextlib import ExitStack
 from datetime import timedelta
 
@@ -9,14 +7,13 @@ import pytest
 from django.db.models import F
 
 from ledger import accounts
-from recovery import schedules
 from recovery.models import Job
 from splits.models import OrderStatus, SplitOrder, StepName
-from tests import servers
 from tests.factories import SplitOrderFactory
 from tests.faults.installation import installed
 from tests.ledger.entries import drain, into, put
-from tests.prometheus.watching import TOKEN, prometheus
+from tests.prometheus.watched import HASTE
+from tests.prometheus.watching import prometheus
 from tests.waiting import eventually
 from tests.web import Web
 
@@ -25,62 +22,6 @@ pytestmark = [
     pytest.mark.mariadb,
     pytest.mark.timeout(900),
 ]
-
-HASTE = {
-    "METRICS_TOKEN": TOKEN,
-    "JOB_METRICS_PERIOD_SEC": "1",
-    "JOB_OUTBOX_PERIOD_SEC": "1",
-    "JOB_FINALIZE_PERIOD_SEC": "1",
-    "JOB_STUCK_PERIOD_SEC": "1",
-    "JOB_PLANS_PERIOD_SEC": "1",
-    "JOB_FINALIZE_STUCK_THRESHOLD_SEC": "1",
-    "JOB_OUTBOX_MAX_ATTEMPTS": "1",
-    "JOB_FINALIZE_RETRY_LIMIT": "1",
-    "JOB_LOCK_TTL_SEC": "4",
-    "SPLIT_COMPLETION_TIMEOUT_SEC": "1",
-    "DATABASE_READ_TIMEOUT_SEC": "6",
-    "SECURE_SSL_REDIRECT": "false",
-    "LOG_LEVEL": "WARNING",
-}
-"""What takes minutes takes seconds."""
-
-
-class Watched:
-    """A web server, a worker's host and the Prometheus that scrapes both."""
-
-    def __init__(self, manage, folder, stack, **environment):
-        self.manage, self.stack = manage, stack
-        self.env = HASTE | environment
-        self.hosts = {it: str(folder / it) for it in ("web", "worker")}
-        self.worker_port = servers.free_port()
-        self.cluster = None
-        schedules.ensure_rows()
-        web = Web(manage, **self.env, PROMETHEUS_MULTIPROC_DIR=self.hosts["web"])
-        self.prometheus = stack.enter_context(prometheus(web=web.port, worker=self.worker_port))
-
-    def work(self, **environment):
-        """Start a cluster."""
-        self.cluster = self.manage.start(
-            "qcluster", "--metrics-port", str(self.worker_port),
-            env=self.env | environment | {"PROMETHEUS_MULTIPROC_DIR": self.hosts["worker"]},
-        )  # fmt: skip
-
-    def kill(self):
-        """End the cluster at once, whole."""
-        for pid in self.cluster.family():
-            os.kill(pid, signal.SIGKILL)
-
-    def run(self, *arguments, **environment):
-        """Run a command on the worker's host."""
-        place = {"PROMETHEUS_MULTIPROC_DIR": self.hosts["worker"]}
-        return self.manage(*arguments, env=self.env | environment | place)
-
-
-@pytest.fixture
-def watched(manage, tmp_path):
-    """Return what makes a watched installation on the test's database."""
-    with ExitStack() as stack:
-        yield lambda **environment: Watched(manage, tmp_path, stack, **environment)
 
 
 def test_killed_workers_are_missed_and_their_return_is_noticed(watched):
