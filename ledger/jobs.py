@@ -5,7 +5,7 @@ import time
 
 from django.conf import settings
 
-from ledger import metrics, parking, poison
+from ledger import metrics, parking, poison, traces
 from ledger.limits import policy_of
 from ledger.outbox import JOB
 from ledger.posting import post_due
@@ -38,18 +38,20 @@ def process_ledger_outbox(run: Run) -> Batch:
     limit = run.batch_size or settings.JOB_OUTBOX_BATCH_SIZE
     if run.deaths >= DEATHS_BEFORE_CARE and not run.counts:
         return poison.post_one_at_a_time(run, policy, limit=limit)
-    started = time.monotonic()
+    started, since_ns = time.monotonic(), traces.begun_ns()
     with garbage.left_alone():
         result = post_due(policy, limit=limit)
     run.batch_size = _next_size(limit, time.monotonic() - started)
     if result.claimed >= limit and not run.counts:
         _call_next_lane(run)
     metrics.count(result)
+    traces.tell(result, since_ns=since_ns)
     for pk in list(result.suspects):
         if run.over():
             break
         alone = poison.post_with_care(policy, pk)
         metrics.count(alone)
+        traces.tell(alone, since_ns=since_ns)
         result.add(alone)
         run.progressed()
     if result.errors:

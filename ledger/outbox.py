@@ -12,6 +12,7 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connection
 
 from ledger.models import UNIT_MAX_LENGTH, EntryStatus, OutboxEntry, Transaction
+from recovery import tracing
 from recovery.fields import checked_key, storable_quantity
 from recovery.wakeups import wake_on_commit
 
@@ -209,7 +210,7 @@ def _row_of(event: Event) -> dict[str, str]:
     size = len(payload.encode())
     if size > settings.OUTBOX_MAX_PAYLOAD_BYTES:
         raise PayloadTooLargeError(event.event_key, size)
-    traceparent = event.traceparent
+    traceparent = event.traceparent or tracing.current()
     return {
         "event_key": event.event_key,
         "event_type": event.event_type,

@@ -6,7 +6,7 @@ from functools import partial
 import structlog
 from django.db import DatabaseError, InterfaceError, transaction
 
-from ledger import metrics, parking, rows
+from ledger import metrics, parking, rows, traces
 from ledger.models import ErrorCode, OutboxEntry
 from ledger.payloads import RefusedError
 from ledger.posting import Policy, Result, post_these
@@ -31,8 +31,10 @@ def post_one_at_a_time(run: Run, policy: Policy, *, limit: int) -> Batch:
     for pk in list(due.values_list("pk", flat=True)[:limit]):
         if run.over():
             break
+        since_ns = traces.begun_ns()
         result = post_with_care(policy, pk)
         metrics.count(result)
+        traces.tell(result, since_ns=since_ns)
         total.add(result)
         run.progressed()
     if total.errors:

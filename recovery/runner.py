@@ -14,7 +14,7 @@ import structlog
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections, transaction
 
-from recovery import heartbeats, leases, leftovers, metrics, registry, stopping, wakeups
+from recovery import heartbeats, leases, leftovers, metrics, registry, stopping, tracing, wakeups
 from recovery.errors import name_of, with_retries
 from recovery.faultpoints import faultpoint
 from recovery.models import Job as JobRow
@@ -129,12 +129,23 @@ def run_job(name: str) -> Outcome:
         logger.warning("run_skipped_no_lock", extra=facts)
         return _skipped(job, "no_lock", str(error))
     facts = {**_named(job), "run_id": str(run.run_id), "attempt": run.attempt}
-    with structlog.contextvars.bound_contextvars(**facts):
+    traced = tracing.span(f"job {job.base}", **facts)
+    with structlog.contextvars.bound_contextvars(**facts), traced as span:
         outcome = _guarded(run)
+        _trace(run, outcome, span)
     if outcome.again:
         # Also when a stop was asked for: another host takes it, or this one after its start.
         wakeups.enqueue(name)
     return outcome
+
+
+def _trace(run: Run, outcome: Outcome, span: Any) -> None:
+    """Say in the run's span what it did; one that did nothing is left out, every few seconds."""
+    span.note(**{f"count.{name}": count for name, count in run.counts.items()})
+    if outcome.status == RunStatus.FAILED:
+        span.fail(outcome.reason.partition(":")[0])
+    elif not run.counts:
+        span.drop()
 
 
 def _named(job: registry.Job) -> dict[str, str]:

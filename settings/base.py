@@ -24,6 +24,7 @@ from settings.logs import logging_config, secrets_of
 from settings.metrics import count_in
 from settings.security import *  # noqa: F403
 from settings.skin import UNFOLD  # noqa: F401
+from settings.tracing import TRACING_ENABLED
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VAR_DIR = Path(env.text("VAR_DIR") or BASE_DIR / "var").resolve()
@@ -106,6 +107,8 @@ MIDDLEWARE = [
 if not METRICS_ENABLED:
     MIDDLEWARE = [name for name in MIDDLEWARE if not name.startswith("django_prometheus.")]
 PROMETHEUS_EXPORT_MIGRATIONS = False
+if TRACING_ENABLED:  # behind the probes, before all that may work
+    MIDDLEWARE.insert(1, "recovery.tracing.web.TracingMiddleware")
 
 ROOT_URLCONF = "settings.urls"
 WSGI_APPLICATION = "settings.wsgi.application"

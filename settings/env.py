@@ -24,6 +24,7 @@ OWN_PREFIXES = (
     "LOGIN_",
     "PROXY_",
     "SESSION_",
+    "TRACING_",
 )
 SPELLING_CUTOFF = 0.85
 SHOWN_VALUE_CHARS = 80

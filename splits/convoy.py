@@ -10,14 +10,15 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
 
 from ledger import outbox
-from recovery import faultpoints
+from recovery import faultpoints, tracing
 from recovery.errors import is_infrastructure, is_row_locked, is_too_large, with_retries
 from recovery.faultpoints import faultpoint
 from recovery.runner import Run
@@ -42,6 +43,8 @@ class Journey:
     """As they were when claimed."""
     left: list[int] = field(default_factory=list)
     """Those that could not go along."""
+    spans: list[Any] = field(default_factory=list)
+    """Of those that arrived, where they are traced: to be ended."""
 
     def add(self, other: "Journey") -> None:
         """Take in what became of another part of the convoy."""
@@ -103,6 +106,9 @@ def _halved(ids: Sequence[int] | None, limit: int, run: Run | None) -> Journey:
 def _counted(travel: "partial[Journey]") -> Journey:
     begun = time.monotonic()
     journey = with_retries(travel)
+    for span in journey.spans:
+        span.end()
+    journey.spans = []
     if journey.claimed:
         faultpoint("convoy.after_commit")
     duration_s = time.monotonic() - begun
@@ -124,7 +130,7 @@ def _travel(ids: Sequence[int] | None, limit: int, run: Run | None) -> Journey:
         journey.left = sorted({it.pk for it in orders} - {it.pk for it in going})
         try:
             if going:
-                _take_steps(going)
+                journey.spans = _take_steps(going)
         except Exception as error:
             waited = isinstance(error, OperationalError) and is_row_locked(error)
             if is_infrastructure(error) and not is_too_large(error) and not waited:
@@ -202,12 +208,13 @@ def _is_valid(order: SplitOrder) -> bool:
     return True
 
 
-def _take_steps(orders: Sequence[SplitOrder]) -> None:
-    """Take all steps of orders that are valid and locked, with their lots."""
+def _take_steps(orders: Sequence[SplitOrder]) -> list[Any]:
+    """Take all steps of orders that are valid and locked, with their lots; return their spans."""
+    events, spans = _events(orders)
     Lot.objects.filter(pk__in=[order.source_lot_id for order in orders]).consume()
     lots = (lot for order in orders for lot in steps.outputs_of(order))
     Lot.objects.bulk_create(lots, batch_size=ROWS_AT_ONCE)
-    outbox.publish_all(map(steps.event_of, orders))
+    outbox.publish_all(events)
     taken = [step for step in StepName if finishes() or step is not StepName.NOTIFY]
     FinalizeStep.objects.bulk_create(
         FinalizeStep(order=order, name=step, epoch=order.finalize_epoch + 1)
@@ -219,3 +226,24 @@ def _take_steps(orders: Sequence[SplitOrder]) -> None:
         this.finish_locked()
     else:
         this.advance_locked()
+    return spans
+
+
+def _events(orders: Sequence[SplitOrder]) -> tuple[list[outbox.Event], list[Any]]:
+    """Return what the ledger is told of each order, and the span, begun, that it happens in."""
+    events = list(map(steps.event_of, orders))
+    if not tracing.enabled():
+        return events, []
+    spans = [
+        tracing.begun(
+            "split_order.finalize",
+            traceparent=order.traceparent,
+            order=order.number,
+            attempt=1,
+            epoch=order.finalize_epoch + 1,
+            convoy=len(orders),
+        )
+        for order in orders
+    ]
+    traced = zip(events, spans, strict=True)
+    return [replace(event, traceparent=span.traceparent) for event, span in traced], spans

@@ -14,7 +14,7 @@ import structlog
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
-from recovery import backoff, leftovers
+from recovery import backoff, leftovers, tracing
 from recovery.errors import is_infrastructure, with_retries
 from recovery.faultpoints import faultpoint
 from recovery.leases import HOST, LeaseLostError
@@ -62,6 +62,7 @@ class Attempt:
     attempt: int
     author: Author
     run: Run | None = None
+    traceparent: str = ""
     started: float = field(default_factory=time.monotonic)
 
     def mine(self) -> SplitOrderQuerySet:
@@ -135,7 +136,14 @@ def claim(
     if order is None:
         return None
     return Attempt(
-        order.pk, order.number, order.finalize_epoch, owner, order.finalize_attempts, author, run
+        order.pk,
+        order.number,
+        order.finalize_epoch,
+        owner,
+        order.finalize_attempts,
+        author,
+        run,
+        order.traceparent,
     )
 
 
@@ -157,8 +165,19 @@ def _unclaim(order_id: int, owner: str) -> None:
 
 def pursue(attempt: Attempt) -> Outcome:
     """Take the steps of a claimed order and finish; turn what goes wrong into an outcome."""
-    with structlog.contextvars.bound_contextvars(**_facts(attempt)):
-        return _pursue(attempt)
+    facts = _facts(attempt)
+    traced = tracing.attempt(
+        "split_order.finalize",
+        traceparent=attempt.traceparent,
+        first=attempt.attempt == 1,
+        **facts,
+    )
+    with structlog.contextvars.bound_contextvars(**facts), traced as span:
+        outcome = _pursue(attempt)
+        span.note(ending=outcome.ending.value)
+        if outcome.code:
+            span.fail(outcome.code)
+        return outcome
 
 
 def _pursue(attempt: Attempt) -> Outcome:
@@ -193,7 +212,8 @@ def _take_steps(attempt: Attempt) -> None:
             faultpoint(f"finalize.before_step.{step}")
             if step == StepName.NOTIFY:
                 _tell_outside(attempt)
-            with_retries(partial(_commit_step, attempt, step))
+            with tracing.span(f"split_order.{step}"):
+                with_retries(partial(_commit_step, attempt, step))
             faultpoint(f"finalize.after_step.{step}")
             attempt.progressed()
 

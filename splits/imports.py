@@ -10,6 +10,7 @@ from django.db import DatabaseError, IntegrityError, connection, reset_queries, 
 from django.db.models.functions import Now
 
 from ledger import outbox
+from recovery import tracing
 from recovery.errors import is_infrastructure, is_row_locked, with_retries
 from recovery.fields import KEY_MAX_LENGTH
 from recovery.wakeups import wake_on_commit
@@ -137,7 +138,8 @@ class Import:
         return lifecycle.submit(existing.pk)
 
     def _import(self, order: PlannedOrder, lot: Lot | None) -> bool:
-        with transaction.atomic():
+        # A trace an order: one of a whole import would have no end.
+        with tracing.span("split_order.import", order=order.number), transaction.atomic():
             if not lot:
                 create_received(order, receive(order.board), ready=self.finalize)
                 return self.finalize
@@ -197,7 +199,13 @@ def create_received(order: PlannedOrder, lot: Lot, *, ready: bool) -> None:
     Does in two statements what lifecycle.create_order and submit do in eight.
     """
     state = {"status": OrderStatus.READY, "next_finalize_at": Now()} if ready else {}
-    created = SplitOrder.objects.create(number=order.number, source_lot=lot, live_lot=lot, **state)
+    created = SplitOrder.objects.create(
+        number=order.number,
+        source_lot=lot,
+        live_lot=lot,
+        traceparent=tracing.current(),
+        **state,
+    )
     SplitLine.objects.bulk_create(
         SplitLine(order=created, **line._asdict()) for line in order.lines
     )

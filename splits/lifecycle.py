@@ -11,6 +11,7 @@ from django.db.models import Exists, OuterRef, Q
 
 from ledger import outbox
 from ledger.models import EntryStatus, OutboxEntry, Transaction
+from recovery import tracing
 from recovery.fields import checked_key
 from recovery.wakeups import wake_on_commit
 from splits import audit
@@ -103,12 +104,13 @@ def submit(order_id: int, *, due: bool = True) -> bool:
     Without ``due`` no worker takes it: it waits for somebody to start it. Raises
     UnknownOrderError, WrongStatusError.
     """
-    with transaction.atomic():
+    with tracing.fresh("split_order.submit") as span, transaction.atomic():
         order = locked_order(order_id)
         if order.status == OrderStatus.READY:
             return False
         _require(order, OrderStatus.DRAFT, "only a draft can be submitted")
-        SplitOrder.objects.filter(pk=order_id).submit(due=due)
+        span.note(order=order.number)
+        SplitOrder.objects.filter(pk=order_id).submit(due=due, traceparent=tracing.current())
         if due:
             wake_on_commit(FINALIZE_JOB)
     return True

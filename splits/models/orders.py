@@ -60,6 +60,14 @@ class SplitOrder(models.Model):
     )
     finalized_at = models.DateTimeField(_("finalized at"), null=True, blank=True)
     created_at = models.DateTimeField(_("created at"), db_default=Now(), editable=False)
+    traceparent = models.CharField(
+        _("traceparent"),
+        max_length=55,
+        blank=True,
+        default="",
+        db_default="",
+        help_text=_("The trace in which it was submitted, for OpenTelemetry."),
+    )
 
     objects = SplitOrderQuerySet.as_manager()
 

@@ -180,11 +180,12 @@ class SplitOrderQuerySet(models.QuerySet["SplitOrder"]):
         """Raise the epochs to ``epoch`` at least: every finalizer of before commits nothing."""
         return self.update(finalize_epoch=Greatest(F("finalize_epoch") + 1, epoch))
 
-    def submit(self, *, due: bool = True) -> bool:
+    def submit(self, *, due: bool = True, traceparent: str = "") -> bool:
         """Make drafts ready and, with ``due``, due; False: not a draft."""
+        trace = {"traceparent": traceparent} if traceparent else {}
         return bool(
             self.filter(status=OrderStatus.DRAFT).update(
-                status=OrderStatus.READY, next_finalize_at=Now() if due else None
+                status=OrderStatus.READY, next_finalize_at=Now() if due else None, **trace
             )
         )
 
