@@ -1,6 +1,7 @@
 """What must not be so in production; ``manage.py check --deploy`` tells."""
 
 import ipaddress
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ def check_deployment(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) ->
         *_one_file(),
         *_logs_for_eyes(),
         *_no_proxy(),
+        *_no_collector(),
     ]
 
 
@@ -114,4 +116,15 @@ def _no_proxy() -> Iterator[CheckMessage]:
             " it, so that five wrong passwords lock a name out everywhere.",
             hint="Set PROXY_COUNT to the number of proxies of yours before the site.",
             id="recovery.W026",
+        )
+
+
+def _no_collector() -> Iterator[CheckMessage]:
+    places = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    if settings.TRACING_ENABLED and not any(map(os.environ.get, places)):
+        yield Warning(
+            "TRACING_ENABLED is set, and no OTEL_EXPORTER_OTLP_ENDPOINT: spans are sent to port"
+            " 4318 of each host itself.",
+            hint="Set OTEL_EXPORTER_OTLP_ENDPOINT to the collector's address.",
+            id="recovery.W027",
         )

@@ -120,6 +120,7 @@ class SplitOrderAdmin(ReadOnlyAdmin):
                     "recovery_count",
                     "finalize_epoch",
                     "error",
+                    "traceparent",
                 )
             },
         ),

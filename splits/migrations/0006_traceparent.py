@@ -13,6 +13,6 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='splitorder',
             name='traceparent',
-            field=models.CharField(blank=True, db_default='', default='', help_text='The trace in which it was submitted, for OpenTelemetry.', max_length=55, verbose_name='traceparent'),
+            field=models.CharField(blank=True, db_default='', default='', max_length=55, verbose_name='traceparent'),
         ),
     ]

@@ -60,13 +60,10 @@ class SplitOrder(models.Model):
     )
     finalized_at = models.DateTimeField(_("finalized at"), null=True, blank=True)
     created_at = models.DateTimeField(_("created at"), db_default=Now(), editable=False)
+    # The trace in which it was submitted. The default is the database's: workers from before the
+    # column go on making orders.
     traceparent = models.CharField(
-        _("traceparent"),
-        max_length=55,
-        blank=True,
-        default="",
-        db_default="",
-        help_text=_("The trace in which it was submitted, for OpenTelemetry."),
+        _("traceparent"), max_length=55, blank=True, default="", db_default=""
     )
 
     objects = SplitOrderQuerySet.as_manager()

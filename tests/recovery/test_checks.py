@@ -178,6 +178,7 @@ def test_sound_production_is_not_warned(production):
         ("PROXY_COUNT", 0, "recovery.W026"),
         ("PROXY_COUNT", 2, None),
         ("LOG_FORMAT", "json", None),
+        ("TRACING_ENABLED", True, "recovery.W027"),
     ],
 )
 def test_what_is_open_or_breaks_is_told(production, setting, value, found):
@@ -187,6 +188,12 @@ def test_what_is_open_or_breaks_is_told(production, setting, value, found):
 
 def test_metrics_that_are_off_need_no_token(production):
     production.METRICS_ENABLED, production.METRICS_TOKEN = False, ""
+    assert check_deployment(None) == []
+
+
+def test_spans_that_have_a_collector_are_well(production, monkeypatch):
+    production.TRACING_ENABLED = True
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector.example:4318")
     assert check_deployment(None) == []
 
 

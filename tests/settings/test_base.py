@@ -23,6 +23,7 @@ PRODUCTION = {
 }
 WRONG = {
     "DEBUG": "maybe",
+    "TRACING_ENABLED": "perhaps",
     "DATABASE_URL": "postgres://host/name",
     "REDIS_URL": "memcached://host",
     "TIME_ZONE": "Mars/Olympus",
