@@ -148,6 +148,14 @@ def test_entry_that_is_refused_and_tried_again_is_linked():
     assert fresh(entry).status == "posted"
 
 
+def test_entry_of_a_trace_that_nobody_keeps_makes_no_span():
+    with traced() as seen:
+        entry = put("k", into("OAK", "1"), traceparent=f"{REMOTE[:-2]}00")
+        runner.run_job("processLedgerOutbox")
+    assert fresh(entry).status == "posted"
+    assert not seen.all(POST)
+
+
 def test_import_makes_a_trace_an_order():
     with traced() as seen:
         imported(plan(*order("SO-1"), *order("SO-2", board="B-2")), finalize=True)
