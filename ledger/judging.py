@@ -52,7 +52,7 @@ class Case:
         """Return what log records say of an attempt that failed."""
         return {
             "entry": entry.id,
-            "key": entry.event_key,
+            "event_key": entry.event_key,
             "code": code,
             "attempt": self.attempt(entry),
         }

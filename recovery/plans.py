@@ -1,5 +1,6 @@
 """Operators' plans: freeze a list of rows, start, pause, resume, cancel; each on the record."""
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from recovery.models import ItemStatus, Plan, PlanItem, PlanStatus
 from recovery.models.plans import OPEN
 from recovery.wakeups import enqueue, wake_on_commit
 
+logger = logging.getLogger(__name__)
+
 JOB = "runRecoveryPlans"
 TARGET = "plan"
 CREATED = "plan-created"
@@ -32,6 +35,8 @@ AUDITED = (CREATED, PREVIEWED, STARTED, PAUSED, RESUMED, CANCELLED, HALTED, FINI
 
 CANARY = (1, 10, 100)
 """The stages of a canary; the rest follows. (contract, section 8)"""
+NAMED = 500
+"""So many rows of a plan the log names."""
 MOST_STAGES, LARGEST_STAGE = 20, 1_000_000
 
 
@@ -157,12 +162,22 @@ def create(wanted: Wanted) -> Plan:
     action, pace = actions.get(wanted.action), wanted.pace.checked()
     parameters = action.checked(wanted.parameters)
     try:
-        return with_retries(partial(_create, wanted, action, pace, parameters))
+        return _told(with_retries(partial(_create, wanted, action, pace, parameters)))
     except IntegrityError:
         # The same request came twice at the same moment, and the other one was first.
         if known := of_request(wanted.request_key, action=wanted.action, actor=wanted.actor):
             return known
         raise
+
+
+def _told(plan: Plan) -> Plan:
+    """Log that a plan was made, by the names of its rows, and return it."""
+    if logger.isEnabledFor(logging.INFO):
+        waiting = PlanItem.objects.filter(plan=plan, status=ItemStatus.WAITING).order_by("id")
+        named = " ".join(waiting.values_list("label", flat=True)[:NAMED])
+        facts = {"plan": plan.pk, "action": plan.action, "actor": plan.actor}
+        logger.info("plan_made", extra={**facts, "rows": plan.rows_total, "targets": named})
+    return plan
 
 
 def of_request(request_key: str | None, *, action: str, actor: str) -> Plan | None:

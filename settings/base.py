@@ -1,5 +1,6 @@
 """Django's settings: one file for the embedded mode, production and tests."""
 
+import logging
 import os
 import secrets
 import tempfile
@@ -82,6 +83,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "recovery.logins.LoginsConfig",
     "csp",
+    "django_structlog",
     "django_q",
     "django_prometheus",
 ]
@@ -90,6 +92,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "recovery.probes.ProbeMiddleware",
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "recovery.requests.RequestLogMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "csp.middleware.CSPMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -252,6 +255,8 @@ if not DEBUG and not EMBEDDED:
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True
     SECURE_HSTS_PRELOAD = True
 
+DJANGO_STRUCTLOG_STATUS_4XX_LOG_LEVEL = logging.INFO  # of whoever asks; not ours to mend
+DJANGO_STRUCTLOG_USER_ID_FIELD = ""  # it would read the session of who never needed one
 LOG_FORMAT = env.choice("LOG_FORMAT", "auto", ("auto", "json", "text"))
 LOGGING_CONFIG = "settings.logs.configure"
 LOGGING = logging_config(

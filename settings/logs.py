@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 
-from settings.tidy import Event, Tidy, to_json
+from settings.tidy import Event, Tidy, to_eyes, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ def logging_config(*, style: str, level: str, secrets: Iterable[str] = ()) -> di
             "django": {"handlers": ["stderr"], "level": others, "propagate": False},
             "django-q": {"handlers": ["stderr"], "level": queue, "propagate": False},
             "axes": {"level": "ERROR"},  # recovery.logins tells of each log-in, in fields
+            # recovery.requests tells of each request, once, with the stack where it failed.
+            "django.request": {"level": "CRITICAL"},
         },
     }
 
@@ -68,6 +70,12 @@ def configure(config: dict[str, Any]) -> None:
     """
     logging.config.dictConfig(config)
     logging.captureWarnings(True)
+    structlog.configure(  # for those who log by structlog itself: the same records as all others
+        processors=[structlog.stdlib.render_to_log_kwargs],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
     if config["as_json"]:
         _log_uncaught()
 
@@ -160,7 +168,7 @@ class Formatter(structlog.stdlib.ProcessorFormatter):
                 self.remove_processors_meta,
                 structlog.processors.format_exc_info,
                 Tidy(secrets),
-                _for_people() if as_text else to_json,
+                *((to_eyes, _for_people()) if as_text else (to_json,)),
             ],
         )
 

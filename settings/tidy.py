@@ -10,8 +10,10 @@ from typing import Any
 Event = MutableMapping[str, Any]
 
 WHEN = ("timestamp", "level", "event", "job", "run_id")
-ABOUT = ("order", "epoch", "entry", "key", "code", "attempt")
+ABOUT = ("order", "epoch", "entry", "event_key", "code", "attempt")
 LAST = ("exception",)
+KEYS = ("event_keys", "targets")
+"""Fields that name what a record is about, so that one finds it by the name: kept at length."""
 KEPT = ("timestamp", "level", "logger", "job", "run_id", "pid")
 """Fields of our own making, in which no secret is looked for."""
 FIELDS = 40
@@ -20,6 +22,7 @@ DEPTH = 4
 NAME_CHARS = 100
 TEXT_CHARS = 4_000
 STACK_CHARS = 16_000
+KEYS_CHARS = 20_000
 LINE_CHARS = 60_000
 TIGHTER = (4_000, 1_000, 100)
 HIDDEN = "***"
@@ -58,6 +61,8 @@ class Tidy:
             return HIDDEN
         if name == "exception":
             return self._text(value, STACK_CHARS)
+        if name in KEYS:
+            return self._text(value, KEYS_CHARS)
         return self._value(value, depth=depth)
 
     def _value(self, value: Any, *, depth: int) -> Any:
@@ -110,3 +115,26 @@ def to_json(_logger: Any, _name: str, event: Event) -> str:
 
 def _tightened(value: Any, limit: int) -> Any:
     return _cut(_text_of(value), limit) if isinstance(value, str | list | dict) else value
+
+
+def on_one_line(text: str) -> str:
+    """Return ``text`` with what is not to be seen written out.
+
+    That is what could end a line, colour it or turn its letters round: it can forge no record.
+    """
+    if text.isprintable():
+        return text
+    return "".join(it if it.isprintable() else ascii(it)[1:-1] for it in text)
+
+
+def to_eyes(_logger: Any, _name: str, event: Event) -> Event:
+    """Make texts safe for a terminal; the lines of a stack are indented, as no record is."""
+    stack = event.pop("exception", None)
+    safe = {on_one_line(name): _safe(value) for name, value in event.items()}
+    if isinstance(stack, str):
+        safe["exception"] = "\n".join(f"    {on_one_line(it)}" for it in stack.split("\n"))
+    return safe
+
+
+def _safe(value: Any) -> Any:
+    return on_one_line(value) if isinstance(value, str) else value

@@ -63,7 +63,7 @@ def _is_split_error(found: object) -> bool:
 
 def test_events_are_those_there_are_and_no_alarm_is_left_out():
     logged = set(re.findall(r'(?:logger\.\w+|log)\(\s*(?:finding\.level, )?"(\w+)"', CODE))
-    logged |= {"log_record_unprintable"}
+    logged |= {"log_record_unprintable", "request_finished", "request_failed"}
     alarms = set(re.findall(r'logger\.(?:error|critical|exception)\(\s*"(\w+)"', CODE))
     listed = rows_of("event | says")
     assert listed <= logged

@@ -78,8 +78,10 @@ def test_every_line_of_a_cluster_is_a_record_and_errors_say_all(rung, cluster):
             assert record["exception"].startswith("Traceback")
     failed = about(found, "run_failed", code="InjectedFaultError")
     assert "injected at lease.acquired" in failed["exception"]
-    assert about(found, "entry_failed", job=JOB, key="broken", entry=broken.pk, code="unexpected")
-    assert about(found, "entry_refused", job=JOB, key="refused", code="unbalanced", attempt=1)
+    assert about(
+        found, "entry_failed", job=JOB, event_key="broken", entry=broken.pk, code="unexpected"
+    )
+    assert about(found, "entry_refused", job=JOB, event_key="refused", code="unbalanced", attempt=1)
     facts = {"job": "finalizeRetryWorker", "order": order.number, "code": "unexpected"}
     assert about(found, "finalize_failed", epoch=1, attempt=1, **facts)
     queue = about(found, "Failed to push task to queue", logger="django-q", level="error")
@@ -155,7 +157,7 @@ def test_every_line_of_gunicorn_is_a_record(tmp_path, options):
     finally:
         server.started.kill_all()
     assert found[0]["event"].startswith("Starting gunicorn")
-    failed = about(found, "Internal Server Error: /admin/login/", logger="django.request")
+    failed = about(found, "request_failed", path="/admin/login/")
     assert (failed["level"], failed["code"]) == ("error", "OperationalError")
     assert (failed["method"], failed["path"]) == ("GET", "/admin/login/")
     assert "no such table" in failed["exception"]

@@ -15,7 +15,7 @@ def test_refused_entry_is_logged_with_key_code_and_attempt():
     with kept() as lines:
         drain()
     refused = named(lines, "entry_refused")
-    assert (refused["entry"], refused["key"]) == (entry.pk, "k")
+    assert (refused["entry"], refused["event_key"]) == (entry.pk, "k")
     assert (refused["code"], refused["attempt"]) == ("insufficient_balance", 1)
     assert (refused["level"], refused["dead"]) == ("info", False)
     assert "would take below zero" in refused["detail"]
@@ -37,7 +37,7 @@ def test_entry_that_breaks_the_code_is_logged_with_its_stack(settings):
         drain()
     failed = named(lines, "entry_failed")
     assert (failed["level"], failed["code"], failed["attempt"]) == ("error", "unexpected", 1)
-    assert (failed["entry"], failed["key"]) == (entry.pk, "k")
+    assert (failed["entry"], failed["event_key"]) == (entry.pk, "k")
     assert "InjectedFaultError" in failed["exception"]
 
 
@@ -60,7 +60,7 @@ def test_entry_that_cannot_even_be_charged_is_logged_with_its_stack(monkeypatch)
     with kept() as lines:
         posting.post_due(policy(), limit=10)
     failed = named(lines, "entry_not_charged")
-    assert (failed["entry"], failed["key"], failed["attempt"]) == (entry.pk, "k", 1)
+    assert (failed["entry"], failed["event_key"], failed["attempt"]) == (entry.pk, "k", 1)
     assert (failed["code"], failed["errno"]) == ("unexpected", 4025)
     assert "CONSTRAINT failed" in failed["exception"]
 
