@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -19,6 +20,9 @@ from recovery.errors import code_of, is_infrastructure, is_too_large, with_retri
 from recovery.faultpoints import faultpoint
 
 logger = logging.getLogger(__name__)
+
+TOLD_ALONE = 20
+"""So many refusals of a batch have a record each; the others share one."""
 
 
 @dataclass(frozen=True)
@@ -378,14 +382,27 @@ class _Batch:
         result.held_back = verdict.held_back
         for head, waiting in verdict.behind.items():
             result.behind.setdefault(head, []).extend(waiting)
-        for entry, refusal in verdict.refused:
+        for nth, (entry, refusal) in enumerate(verdict.refused):
             result.failures[entry.id] = refusal
             dead = self.case.attempt(entry) >= self.policy.max_attempts
             if dead:
                 result.dead.append(entry.id)
-            log = logger.warning if refusal.code is ErrorCode.UNEXPECTED else logger.info
-            facts = {**self.case.facts(entry, refusal.code), "detail": refusal.text, "dead": dead}
-            log("entry_refused", extra=facts)
+            if nth < TOLD_ALONE:
+                self._tell(entry, refusal, dead=dead)
+        if len(verdict.refused) > TOLD_ALONE:
+            _tell_together(verdict.refused[TOLD_ALONE:])
+
+    def _tell(self, entry: rows.Claimed, refusal: RefusedError, *, dead: bool) -> None:
+        log = logger.warning if refusal.code is ErrorCode.UNEXPECTED else logger.info
+        facts = {**self.case.facts(entry, refusal.code), "detail": refusal.text, "dead": dead}
+        log("entry_refused", extra=facts)
+
+
+def _tell_together(refused: Sequence[tuple[rows.Claimed, RefusedError]]) -> None:
+    """Log in one record what would be thousands where a common cause refuses all."""
+    codes = Counter(refusal.code.value for _, refusal in refused)
+    keys = " ".join(entry.event_key for entry, _ in refused)
+    logger.warning("entries_refused", extra={"codes": dict(codes), "event_keys": keys})
 
 
 def _as_locked(accounts: Accounts, locked: Mapping[int, rows.Stored]) -> Accounts:

@@ -1,10 +1,15 @@
 """Records about an entry name it, and errors the code and the attempt."""
 
+import logging
+
 import pytest
 from django.db import IntegrityError, OperationalError
 
 from ledger import poison, posting, rows
-from tests.ledger.entries import drain, into, junk, policy, put
+from ledger.outbox import JOB
+from recovery.runner import run_job
+from tests.ledger.entries import drain, into, junk, policy, put, store
+from tests.ledger.entries import lines as lines_of
 from tests.logs import kept, named
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -76,3 +81,49 @@ def test_whatever_is_logged_while_an_entry_is_worked_alone_names_it(monkeypatch)
     tries = [it for it in lines if it["event"] == "database_retry"]
     assert tries
     assert {it["entry"] for it in tries} == {entry.pk}
+
+
+def test_posted_entries_are_named_in_few_records():
+    store((f"split-order:SO-{n}:finalized", f"lot:{n}", into("OAK", "1")) for n in range(1_200))
+    with kept() as lines:
+        assert run_job(JOB).result == {"posted": 1_200}
+    told = [it for it in lines if it["event"] == "entries_posted"]
+    assert len(lines) <= 6
+    named_there = [key for it in told for key in it["event_keys"].split()]
+    assert sorted(named_there) == sorted(f"split-order:SO-{n}:finalized" for n in range(1_200))
+    assert {it["job"] for it in told} == {JOB}
+
+
+def test_long_keys_are_named_whole():
+    keys = [f"{n:03d}{'k' * 180}" for n in range(300)]
+    store((key, f"lot:{key}", into("OAK", "1")) for key in keys)
+    with kept() as lines:
+        run_job(JOB)
+    told = " ".join(it["event_keys"] for it in lines if it["event"] == "entries_posted")
+    assert set(told.split()) == set(keys)
+
+
+def test_common_cause_of_many_refusals_is_told_once_a_batch():
+    for n in range(70):
+        junk(f"bad{n}", {"schema_version": 0})
+    with kept() as lines:
+        drain(max_attempts=1)
+    assert len(lines) == posting.TOLD_ALONE + 1
+    rest = named(lines, "entries_refused")
+    assert rest["codes"] == {"payload_invalid": 50}
+    alone = [it["event_key"] for it in lines if it["event"] == "entry_refused"]
+    assert {*alone, *rest["event_keys"].split()} == {f"bad{n}" for n in range(70)}
+
+
+def test_payload_of_no_entry_is_logged(settings):
+    settings.JOB_OUTBOX_MAX_ATTEMPTS = 1
+    settings.RECOVERY_FAULTPOINTS = "outbox.entry:broken=raise"
+    for key in ("fine", "broken"):
+        put(key, into("OAK", "4711.0815"))
+    junk("odd", {"schema_version": 1, "postings": [{"quantity": "4711.0815"}], "x": "hush"})
+    put("unbalanced", lines_of(("stock:OAK", "4711.0815")))
+    with kept(logging.DEBUG) as lines:
+        run_job(JOB)
+    assert {it["event"] for it in lines} >= {"entries_posted", "entry_failed", "entry_refused"}
+    assert "4711" not in str(lines)
+    assert "hush" not in str(lines)

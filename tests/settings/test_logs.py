@@ -16,7 +16,7 @@ import structlog
 from django.conf import settings
 from django.test import RequestFactory
 from django.utils.translation import gettext_lazy
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from settings.logs import Formatter, LineHandler, logging_config, secrets_of
@@ -387,3 +387,36 @@ for it in clerks: it.join()
     fields = lines_of(errors)
     assert len(fields) == 100
     assert len({it["pid"] for it in fields}) == 4
+
+
+OUTSIDE = st.text(max_size=200) | st.sampled_from(
+    ["a\nb", "\r", "\x1b[31mred", "\x00", "\x7f", "\x9b31m", "\u2028", "\u202eback", "\ufeff"]
+)
+
+
+def rendered(*, as_text, event, name, value, message):
+    """Return a record all of whose texts come from outside."""
+    try:
+        raise ValueError(message)
+    except ValueError:
+        exc_info = sys.exc_info()
+    record = logging.LogRecord("x", logging.ERROR, "p", 1, event, None, exc_info)
+    setattr(record, name or "empty", value)
+    return Formatter(as_text=as_text, secrets=()).format(record)
+
+
+@given(event=OUTSIDE, value=OUTSIDE, message=OUTSIDE)
+def test_no_text_from_outside_makes_a_second_line_of_json(event, value, message):
+    line = rendered(as_text=False, event=event, name="order", value=value, message=message)
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line)["level"] == "error"
+
+
+@given(event=OUTSIDE, name=st.text(max_size=20), value=OUTSIDE, message=OUTSIDE)
+def test_no_text_from_outside_can_pass_for_a_record_on_a_terminal(event, name, value, message):
+    assume(name not in logging.makeLogRecord({}).__dict__)
+    text = rendered(as_text=True, event=event, name=name, value=value, message=message)
+    first, *stack = text.split("\n")
+    assert all(it.isprintable() for it in (first, *stack))
+    assert all(it.startswith("    ") for it in stack), "a stack is indented, as no record is"
