@@ -44,12 +44,10 @@ def process_ledger_outbox(run: Run) -> Batch:
     run.batch_size = _next_size(limit, time.monotonic() - started)
     if result.claimed >= limit and not run.counts:
         _call_next_lane(run)
-    metrics.count(result)
     for pk in list(result.suspects):
         if run.over():
             break
         alone = poison.post_with_care(policy, pk)
-        metrics.count(alone)
         result.add(alone)
         run.progressed()
     if result.errors:

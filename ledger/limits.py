@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 from django.conf import settings
 
+from ledger import metrics
 from ledger.posting import Policy
 from recovery.backoff import delay_sec
 
 
 def policy_of(actor: str, *, seal: Callable[[], None] = lambda: None) -> Policy:
-    """Return the limits; ``seal`` is the last statement of each transaction."""
+    """Return the limits; ``seal`` is the last statement of each transaction, which is counted."""
     return Policy(
         max_attempts=settings.JOB_OUTBOX_MAX_ATTEMPTS,
         delay_sec=delay_sec,
@@ -17,4 +18,5 @@ def policy_of(actor: str, *, seal: Callable[[], None] = lambda: None) -> Policy:
         unknown_version_delay_s=settings.JOB_OUTBOX_UNKNOWN_VERSION_DELAY_SEC,
         actor=actor,
         seal=seal,
+        committed=metrics.count,
     )
