@@ -3,7 +3,9 @@
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
-from django_prometheus.middleware import PrometheusAfterMiddleware
+from django_prometheus.middleware import (  # type: ignore[import-untyped]
+    PrometheusAfterMiddleware,
+)
 
 
 class TrafficMiddleware(PrometheusAfterMiddleware):  # type: ignore[misc]

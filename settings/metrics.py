@@ -75,7 +75,7 @@ def process_identity() -> str:
     return _owner.name
 
 
-class OwnFile(mmap_dict.MmapedDict):  # type: ignore[misc]
+class OwnFile(mmap_dict.MmapedDict):
     """The file in which a process counts: locked while it lives, its room taken beforehand.
 
     By the lock a merger knows that the process lives; its number may be another's by now, or
@@ -84,7 +84,7 @@ class OwnFile(mmap_dict.MmapedDict):  # type: ignore[misc]
     it does where the directory is gone. Counting raises nothing.
     """
 
-    def __init__(self, filename: str, read_mode: bool = False) -> None:  # noqa: FBT001, FBT002, ARG002 - the base's
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
         """Begin the file."""
         self._fname = filename
         self._positions: dict[str, int] = {}
@@ -101,7 +101,7 @@ class OwnFile(mmap_dict.MmapedDict):  # type: ignore[misc]
         """Add a value, in a larger file where this one is full."""
         while self._used + 2 * BEGUN + len(key.encode()) + 16 > self._capacity:
             self._grow(2 * self._capacity)
-        super()._init_value(key)
+        super()._init_value(key)  # type: ignore[no-untyped-call]
 
     def _grow(self, capacity: int) -> None:
         try:
@@ -115,7 +115,7 @@ class OwnFile(mmap_dict.MmapedDict):  # type: ignore[misc]
         self._capacity = capacity
 
     def _count_in_memory(self, memory: bytearray, error: OSError) -> None:
-        self.close()
+        self.close()  # type: ignore[no-untyped-call]
         self._m, _owner.unseen = memory, True
         if not _owner.told:
             logger.warning("counters_unseen", extra={"error": str(error)})
@@ -162,7 +162,7 @@ def count_in(directory: Path) -> bool:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
     from prometheus_client import values
 
-    values.MmapedDict = OwnFile
+    values.MmapedDict = OwnFile  # type: ignore[attr-defined]
     values.ValueClass = values.MultiProcessValue(process_identity)
     return True
 
