@@ -1,6 +1,7 @@
 """Counters of workers that are killed, and ages of what nobody samples any more."""
 
 from collections import Counter
+from functools import partial
 
 import pytest
 from django.test import Client
@@ -87,6 +88,13 @@ def busy(cluster):
     return run and run.pid
 
 
+def finalizing(cluster):
+    """Return a worker that is in the middle of an order."""
+    owners = SplitOrder.objects.in_progress().values_list("finalize_owner", flat=True)
+    pids = {int(owner.split(":")[1]) for owner in owners}
+    return next(iter(pids & set(cluster.workers())), None)
+
+
 def is_settled():
     """Tell whether all is finalized, posted, or given up."""
     orders = SplitOrder.objects.exclude(status__in=("finalized", "failed", "quarantined"))
@@ -108,8 +116,9 @@ def test_counters_are_what_the_tables_say_after_ten_killed_workers_under_load(
 ):
     load()
     running = cluster(PROMETHEUS_MULTIPROC_DIR=str(tmp_path), **LOADED)
-    for _ in range(KILLS):
-        running.kill(eventually(lambda: busy(running)))
+    for number in range(KILLS):
+        wanted = finalizing if number < BROKEN else busy
+        running.kill(eventually(partial(wanted, running)))
         posted(publish_one())
         eventually(running.is_complete)
     eventually(is_settled, deadline_s=120)
