@@ -29,6 +29,7 @@ PACKAGES = {
     "mariadb": "mariadb-client",
     "mariadb-dump": "mariadb-client",
     "redis-server": "redis-server",
+    "promtool": "prometheus",
 }
 
 

@@ -254,18 +254,13 @@ def test_workers_that_are_recycled_all_the_time_lose_no_run(manage, tmp_path):
     assert total == ended
 
 
-OURS = ("job_", "outbox_", "split_orders", "finalize_", "metrics_")
-
-
-def test_promtool_finds_nothing_to_say_of_ours(site, manage):
+def test_promtool_finds_nothing_to_say(site, manage):
     assert manage("run_job", "metricsCollect", env=site.more).returncode == 0
     site.ask(LOGIN)
     _status, text = site.ask("/metrics", headers=BEARER)
     command = [servers.binary("promtool"), "check", "metrics"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    said = (done.stdout + done.stderr).splitlines()
-    assert not any("error while linting" in line for line in said), said
-    assert [line for line in said if line.startswith(OURS)] == []
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
     described = {line.split()[2] for line in text.splitlines() if line.startswith("# HELP")}
     typed = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
     assert described == typed

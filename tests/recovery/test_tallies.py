@@ -95,6 +95,14 @@ def test_files_of_the_dead_do_not_grow_without_end(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".db") == ["lock"]
 
 
+def test_file_that_is_full_grows_and_loses_nothing(tmp_path):
+    kinds = [f"kind-{number}" for number in range(400)]
+    living = Counting(tmp_path, ",".join(kinds * 2))
+    assert all(values(tmp_path)["things_total", kind] == 2 for kind in kinds)
+    living.kill()
+    assert all(values(tmp_path)["things_total", kind] == 2 for kind in kinds)
+
+
 def test_a_forked_child_counts_in_files_of_its_own(tmp_path):
     Counting(tmp_path, "a").leave()
     owners = {name.rpartition("_")[2] for name in files(tmp_path)}
