@@ -2,14 +2,13 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
 
 from django.conf import settings
 
 from ledger import metrics, parking, poison, traces
 from ledger.limits import policy_of
 from ledger.outbox import JOB
-from ledger.posting import Result, post_due
+from ledger.posting import post_due
 from ledger.rows import ENTRY_DEAD
 from ledger.selfcheck import ENTRIES_DIE
 from recovery import garbage, registry, wakeups
@@ -22,8 +21,6 @@ logger = logging.getLogger(__name__)
 DEATHS_BEFORE_CARE = 2
 LEAST_ENTRIES, MOST_TIMES = 10, 4
 """A batch has at least so many entries, and at most so many times JOB_OUTBOX_BATCH_SIZE."""
-KEYS_A_RECORD, KEYS_CHARS = 500, 18_000
-"""So many event keys, of so many characters in all, stand in one record of the log."""
 LONGEST_BATCH_S = 1.0
 """A batch that took longer is followed by one of half as many entries."""
 
@@ -47,14 +44,11 @@ def process_ledger_outbox(run: Run) -> Batch:
     run.batch_size = _next_size(limit, time.monotonic() - started)
     if result.claimed >= limit and not run.counts:
         _call_next_lane(run)
-    metrics.count(result)
     traces.tell(result, since_ns=since_ns)
-    _name_posted(result)
     for pk in list(result.suspects):
         if run.over():
             break
         alone = poison.post_with_care(policy, pk)
-        metrics.count(alone)
         traces.tell(alone, since_ns=since_ns)
         result.add(alone)
         run.progressed()
@@ -65,24 +59,6 @@ def process_ledger_outbox(run: Run) -> Batch:
         time.sleep(parking.BUSY_HEAD_LEAST_S)  # rather than until the next tick
     more = full or result.released > 0 or result.briefly or bool(result.suspects)
     return Batch({**result.counts(), **metrics.by_code(result)}, more=more)
-
-
-def _name_posted(result: Result) -> None:
-    """Say which entries were posted, so that an order is found in the log down to here."""
-    if not logger.isEnabledFor(logging.INFO):
-        return
-    for keys in _lines_of([entry.event_key for entry in result.posted]):
-        logger.info("entries_posted", extra={"event_keys": " ".join(keys), "entries": len(keys)})
-
-
-def _lines_of(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield as many keys at a time as a record holds."""
-    for start in range(0, len(keys), KEYS_A_RECORD):
-        some = keys[start : start + KEYS_A_RECORD]
-        longest = max(map(len, some)) + 1
-        size = max(1, KEYS_CHARS // longest)
-        for nth in range(0, len(some), size):
-            yield some[nth : nth + size]
 
 
 def _next_size(size: int, took_s: float) -> int:

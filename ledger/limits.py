@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from django.conf import settings
 
+from ledger import told
 from ledger.posting import Policy
 from recovery.backoff import delay_sec
 
@@ -17,4 +18,5 @@ def policy_of(actor: str, *, seal: Callable[[], None] = lambda: None) -> Policy:
         unknown_version_delay_s=settings.JOB_OUTBOX_UNKNOWN_VERSION_DELAY_SEC,
         actor=actor,
         seal=seal,
+        committed=told.of,
     )

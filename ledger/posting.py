@@ -38,6 +38,8 @@ class Policy:
     actor: str
     seal: Callable[[], None] = lambda: None
     """Called as the last statement of each transaction: renews the lease, or raises."""
+    committed: Callable[["Result"], None] = lambda _result: None
+    """Called with what each transaction did, once it is committed: counts."""
 
 
 @dataclass
@@ -233,9 +235,17 @@ def _committed(work: _Work) -> Result:
         faultpoint("outbox.before_commit")
         if result.claimed:
             work.policy.seal()
-    if result.at:
-        result.at += timedelta(seconds=time.monotonic() - begun)
+        # At once: whoever is killed later, or fails at another part, has counted this one.
+        transaction.on_commit(
+            lambda: work.policy.committed(replace(result, at=_now(result, begun))), robust=True
+        )
+    result.at = _now(result, begun)
     return result
+
+
+def _now(result: Result, begun: float) -> datetime | None:
+    """Return the database's time, reckoned from when the batch read it."""
+    return result.at and result.at + timedelta(seconds=time.monotonic() - begun)
 
 
 def _settle_followers(policy: Policy, result: Result) -> None:

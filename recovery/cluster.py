@@ -117,7 +117,7 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
         self.restarts = 0
         self._deaths: deque[float] = deque(maxlen=RESTARTS)
         self._mended_at = 0.0
-        self._database_down = False
+        self._database_down = self._unmerged = False
 
     def start(self) -> int:
         """Fork the sentinel and wait until it guards."""
@@ -153,6 +153,7 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
             if self.sideport:
                 self.sideport.keep()
             self._tick()
+            self._merge_tallies()
             self._sleep_until_next_second()
         return self._finish()
 
@@ -195,8 +196,22 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
         now = time.monotonic()
         if not self._mended_at or now - self._mended_at >= MEND_EVERY_S:
             schedules.mend()
-            _merge_tallies()
             self._mended_at = now
+
+    def _merge_tallies(self) -> None:
+        """Merge the counters of dead workers each second, so that no scrape finds many."""
+        place = tallies.directory()
+        try:
+            if place:
+                tallies.merge_dead(place, patience_s=0)
+        except tallies.TalliesBusyError:
+            return  # somebody else merges or reads
+        except OSError as error:
+            if not self._unmerged:
+                logger.warning("tallies_not_merged", extra={"error": str(error)})
+            self._unmerged = True
+            return
+        self._unmerged = False
 
     @staticmethod
     def _sleep_until_next_second() -> None:
@@ -223,13 +238,3 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
         except (ProcessLookupError, PermissionError):
             return
         self.sentinel.join(1)
-
-
-def _merge_tallies() -> None:
-    """Merge the counters of dead workers, also where nobody scrapes."""
-    place = tallies.directory()
-    try:
-        if place:
-            tallies.merge_dead(place)
-    except OSError as error:
-        logger.warning("tallies_not_merged", extra={"error": str(error)})

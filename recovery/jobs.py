@@ -18,11 +18,12 @@ from recovery.selfcheck.halting import PLANS_HALT
 @job("metricsCollect", period_setting="JOB_METRICS_PERIOD_SEC")
 def metrics_collect(run: Run) -> Batch:
     """Sample business and system gauges."""
-    samples = metrics.collect() if settings.METRICS_ENABLED else []
+    if not settings.METRICS_ENABLED:
+        return Batch()
+    samples = metrics.collect()
     with transaction.atomic():
         stored = metrics.store(samples)
-        if settings.METRICS_ENABLED:
-            history.keep(samples)
+        history.keep(samples)
         run.renew_lease()
     return Batch({"samples": stored})
 

@@ -13,7 +13,7 @@ from recovery.clock import db_now
 from recovery.models import Sample
 
 JOB_RUNS = Counter("job_runs", "Runs of a job.", ["job"])
-JOB_FAILURES = Counter("job_failures", "Failed runs of a job.", ["job"])
+JOB_FAILURES = Counter("job_failures", "Failed runs of a job; those that died too.", ["job"])
 JOB_SKIPPED = Counter("job_skipped", "Runs that did not take place, by reason.", ["job", "reason"])
 JOB_DURATION = Histogram("job_duration_seconds", "Duration of a job's runs.", ["job"])
 
@@ -30,6 +30,13 @@ def job_ran(job: str, *, duration_s: float, failed: bool) -> None:
     JOB_DURATION.labels(job).observe(duration_s)
     if failed:
         JOB_FAILURES.labels(job).inc()
+
+
+def jobs_died(job: str, count: int) -> None:
+    """Count runs of ``job`` that were found dead: as failed; how long they took nobody knows."""
+    if settings.METRICS_ENABLED and count:
+        JOB_RUNS.labels(job).inc(count)
+        JOB_FAILURES.labels(job).inc(count)
 
 
 def job_skipped(job: str, reason: str) -> None:

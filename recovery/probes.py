@@ -74,9 +74,11 @@ def _text(text: str, *, status: int) -> HttpResponse:
 def _is_authorized(request: HttpRequest) -> bool:
     if not settings.METRICS_TOKEN:
         return True
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    is_right = hmac.compare_digest(token.strip().encode(), settings.METRICS_TOKEN.encode())
-    return scheme.lower() == "bearer" and is_right
+    # By WSGI a header is bytes, each shown as the character of that number.
+    header = request.headers.get("Authorization", "").encode("latin-1", "replace")
+    scheme, _, token = header.partition(b" ")
+    is_right = hmac.compare_digest(token.strip(), settings.METRICS_TOKEN.encode())
+    return scheme.lower() == b"bearer" and is_right
 
 
 class _Counted(Collector):

@@ -7,6 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -208,7 +209,8 @@ def begin(job: registry.Job) -> Run:
 
 def _open(job: registry.Job, lease: leases.Lease) -> Run:
     """Write that the run begins, in the transaction that takes the lease."""
-    JobRun.objects.died_before(job.name, lease.fence).bury()
+    buried = JobRun.objects.died_before(job.name, lease.fence).bury()
+    transaction.on_commit(partial(metrics.jobs_died, job.base, buried), robust=True)
     endings = JobRun.objects.latest_endings(job.name)
     run = Run(
         job,
@@ -244,13 +246,19 @@ def work_until_over(run: Run) -> bool:
 
 
 def _close(run: Run, status: RunStatus, error: str) -> None:
+    if _is_recorded(run, status, error):
+        metrics.job_ran(run.job.base, duration_s=run.duration_s, failed=status is RunStatus.FAILED)
+    run.lease.drop_key()
+    _log_end(run, status)
+
+
+def _is_recorded(run: Run, status: RunStatus, error: str) -> bool:
+    """Record the end of the run; False: the next run finds it dead, or has, and counts it so."""
     try:
-        with_retries(lambda: _record(run, status, error), attempts=2)
+        return with_retries(lambda: _record(run, status, error), attempts=2)
     except (DatabaseError, InterfaceError) as failure:
         logger.warning("run_not_recorded", extra={"error": str(failure)})
-    run.lease.drop_key()
-    metrics.job_ran(run.job.base, duration_s=run.duration_s, failed=status is RunStatus.FAILED)
-    _log_end(run, status)
+        return False
 
 
 def _log_end(run: Run, status: RunStatus) -> None:
@@ -261,9 +269,9 @@ def _log_end(run: Run, status: RunStatus) -> None:
         logger.debug("run_idle", extra=facts)  # every few seconds, all day
 
 
-def _record(run: Run, status: RunStatus, error: str) -> None:
+def _record(run: Run, status: RunStatus, error: str) -> bool:
     with transaction.atomic():
-        JobRun.objects.filter(run_id=run.run_id).finish(
+        ended = JobRun.objects.filter(run_id=run.run_id).finish(
             status=status, counts=dict(run.counts), error=error
         )
         kept = JobRow.objects.filter(name=run.job.name).release(
@@ -271,6 +279,7 @@ def _record(run: Run, status: RunStatus, error: str) -> None:
         )
     if kept:  # a lease that was lost: the heartbeat is its new holder's
         run.beat(status)
+    return ended
 
 
 def _woken(name: str) -> bool:

@@ -1,7 +1,8 @@
 """The files in which processes count: read together, those of dead processes merged into one.
 
 prometheus_client gives each process a file a metric type and never removes one. Here the files of
-the dead are added up into ``<type>_merged.db``, so that nothing is lost and nothing grows.
+the dead are added up into ``<type>_merged.db``, so that nothing is lost and nothing grows. A
+process holds a lock on its files while it lives (``settings.metrics``).
 """
 
 import fcntl
@@ -10,15 +11,14 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prometheus_client import Metric
-from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from recovery.pids import may_live
+from recovery.tallyfiles import Adder, CorruptTallyError, content, packed
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,10 @@ LOCK_PATIENCE_S = 2.0
 LOOK_EVERY_S = 0.01
 CROWD = 64
 """From so many files on, any process that starts merges those of the dead."""
+DRAFT_S = 60.0
+"""A process that is not done with a draft after this was killed over it."""
+REMOVED_AT_ONCE = 64
+"""Of files that are merged: to remove one takes longer than to read it, and a scrape waits."""
 
 
 class TalliesBusyError(TimeoutError):
@@ -44,16 +48,18 @@ def directory() -> Path | None:
 
 def read(place: Path) -> list[Metric]:
     """Return what all processes counted, living and dead; raise TalliesBusyError."""
-    with _locked(place):
-        _merge_dead(place)
-        files = [str(path) for path in _tallies(place) if _is_readable(path)]
+    with _locked(place) as done:
+        done = _merged_if_possible(place, done)
+        files = [str(path) for path in _tallies(place, done) if _is_readable(path)]
         return list(MultiProcessCollector.merge(files))
 
 
-def merge_dead(place: Path) -> int:
+def merge_dead(place: Path, *, patience_s: float | None = None) -> int:
     """Merge the files of dead processes and return how many; raise TalliesBusyError."""
-    with _locked(place):
-        return _merge_dead(place)
+    with _locked(place, patience_s) as done:
+        dead = _dead(place, done)
+        _merge(place, dead, done)
+        return len(dead)
 
 
 def merge_a_crowd(place: Path) -> None:
@@ -67,16 +73,23 @@ def merge_a_crowd(place: Path) -> None:
 
 
 @contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    """Hold the directory against other readers and mergers, not against those who count."""
-    deadline = time.monotonic() + LOCK_PATIENCE_S
-    with (place / LOCK).open("a") as file:
-        while not _try_lock(file.fileno()):
+def _locked(place: Path, patience_s: float | None = None) -> Iterator[set[str]]:
+    """Hold the directory against other readers and mergers, not against those who count.
+
+    Yields the names of the files that are merged already and have still to be removed.
+    """
+    deadline = time.monotonic() + (LOCK_PATIENCE_S if patience_s is None else patience_s)
+    place.mkdir(parents=True, exist_ok=True)
+    # For reading, so that it does not matter whose file it is.
+    lock = os.open(place / LOCK, os.O_RDONLY | os.O_CREAT, 0o644)
+    try:
+        while not _try_lock(lock):
             if time.monotonic() >= deadline:
                 raise TalliesBusyError(TalliesBusyError.__doc__)
             time.sleep(LOOK_EVERY_S)
-        _finish(place)
-        yield
+        yield _finish(place)
+    finally:
+        os.close(lock)
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -87,76 +100,128 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _merge_dead(place: Path) -> int:
+def _merged_if_possible(place: Path, done: set[str]) -> set[str]:
+    """Merge and return what has to be removed; on a full disk the dead are read as they lie."""
+    try:
+        return _merge(place, _dead(place, done), done)
+    except OSError as error:
+        logger.warning("tallies_not_merged", extra={"error": str(error)})
+        return done
+
+
+def _dead(place: Path, done: set[str]) -> list[Path]:
+    return [path for path in _tallies(place, done) if not _is_alive(path)]
+
+
+def _merge(place: Path, dead: Sequence[Path], done: set[str]) -> set[str]:
     """Add up the files of the dead, then name them in the journal: from there on it is done."""
-    dead: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in _tallies(place):
-        if not _is_alive(path):
-            dead[path.name.partition("_")[0]].append(path)
-    for kind in SUMMED:
-        if dead[kind]:
-            _write_sum(place / f"{kind}_{MERGED}.new", [_merged(place, kind), *dead[kind]])
-    gone = [path.name for paths in dead.values() for path in paths]
-    if gone:
-        _write_journal(place, {"sums": [kind for kind in SUMMED if dead[kind]], "gone": gone})
-        _finish(place)
-    return len(gone)
+    if not dead:
+        return done
+    by_kind: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in dead:
+        by_kind[path.name.partition("_")[0]].append(path)
+    kinds = [kind for kind in SUMMED if by_kind[kind]]
+    for kind in kinds:
+        _write(_draft_of(place, kind), _sum([_merged(place, kind), *by_kind[kind]]))
+    gone = [*done, *(path.name for path in dead)]
+    _write_journal(place, {"sums": kinds, "gone": gone})
+    _drop_drafts(place)
+    return _finish(place)
 
 
 def _merged(place: Path, kind: str) -> Path:
     return place / f"{kind}_{MERGED}.db"
 
 
-def _write_sum(target: Path, sources: Iterable[Path]) -> None:
-    sums: defaultdict[str, float] = defaultdict(float)
+def _draft_of(place: Path, kind: str) -> Path:
+    return place / f"{kind}_{MERGED}.new"
+
+
+def _sum(sources: Iterable[Path]) -> bytes:
+    adder = Adder()
     for source in sources:
-        if _is_readable(source):
-            for key, value, _, _ in MmapedDict.read_all_values_from_file(str(source)):
-                sums[key] += value
-    target.unlink(missing_ok=True)
-    written = MmapedDict(str(target))
-    for key, value in sums.items():
-        written.write_value(key, value, 0.0)
-    written.close()
+        try:
+            adder.add(content(source))
+        except FileNotFoundError:
+            continue
+        except CorruptTallyError as error:
+            facts = {"file": source.name, "error": str(error)}
+            logger.warning("tally_corrupt", extra=facts)
+    return packed(adder.sums())
+
+
+def _write(target: Path, content: bytes) -> None:
+    """Write by the file, not by a mapping: what has no room is an error, not a signal."""
+    try:
+        target.write_bytes(content)
+    except OSError:
+        target.unlink(missing_ok=True)
+        raise
 
 
 def _write_journal(place: Path, work: dict[str, list[str]]) -> None:
     draft = place / f"{JOURNAL}.new"
-    draft.write_text(json.dumps(work))
+    _write(draft, json.dumps(work).encode())
     draft.replace(place / JOURNAL)
 
 
-def _finish(place: Path) -> None:
-    """Do what the journal says, again after a crash: the sums replace what they were made of."""
+def _finish(place: Path) -> set[str]:
+    """Do what the journal says, again after a crash: the sums replace what they were made of.
+
+    Returns the files that are left to be removed, a few each time.
+    """
     journal = place / JOURNAL
     if not journal.exists():
-        return
+        return set()
     work = json.loads(journal.read_text())
     for kind in work["sums"]:
         with suppress(FileNotFoundError):
-            (place / f"{kind}_{MERGED}.new").replace(_merged(place, kind))
-    for name in work["gone"]:
-        (place / name).unlink(missing_ok=True)
+            _draft_of(place, kind).replace(_merged(place, kind))
+    _remove(place, work["gone"][:REMOVED_AT_ONCE])
+    left = work["gone"][REMOVED_AT_ONCE:]
+    try:
+        if left:
+            _write_journal(place, {"sums": [], "gone": left})
+            return set(left)
+    except OSError:  # the disk is full, which is what removing them mends
+        _remove(place, left)
     journal.unlink()
+    return set()
 
 
-def _tallies(place: Path) -> Iterator[Path]:
-    """Yield the files of processes and, for a reader, the sums of the dead."""
-    return place.glob("*_*.db")
+def _remove(place: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (place / name).unlink(missing_ok=True)
+
+
+def _drop_drafts(place: Path) -> None:
+    """Remove what processes left that were killed before they had their file."""
+    for path in place.glob("*_*.db.new"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > DRAFT_S:
+                path.unlink()
+
+
+def _tallies(place: Path, done: Collection[str] = ()) -> Iterator[Path]:
+    """Yield the files of processes and the sums of the dead, but for those that are ``done``."""
+    return (path for path in place.glob("*_*.db") if path.name not in done)
 
 
 def _is_readable(path: Path) -> bool:
-    """Tell whether the file was begun; its process may have been killed before."""
+    """Tell whether the file is there, and ours to read: it may be another user's."""
     try:
         with path.open("rb") as file:
             return any(file.read(4))
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return False
 
 
 def _is_alive(path: Path) -> bool:
-    owner = path.stem.rpartition("_")[2]
-    if owner == MERGED:
+    """Tell whether its process lives: it holds the file's lock. The sums are of nobody."""
+    if path.stem.rpartition("_")[2] == MERGED:
         return True
-    pid = owner.partition("-")[0]
-    return pid.isdecimal() and may_live(int(pid))
+    try:
+        with path.open("rb") as file:
+            return not _try_lock(file.fileno())
+    except (FileNotFoundError, PermissionError):
+        return True

@@ -22,7 +22,7 @@ from settings.jobs import (
     SPLIT_COMPLETION_WEBHOOK,
 )
 from settings.logs import logging_config, secrets_of
-from settings.metrics import count_in
+from settings.metrics import count_alone, count_in
 from settings.security import *  # noqa: F403
 from settings.skin import UNFOLD  # noqa: F401
 from settings.tracing import TRACING_ENABLED
@@ -32,7 +32,7 @@ VAR_DIR = Path(env.text("VAR_DIR") or BASE_DIR / "var").resolve()
 
 # Before anything makes a metric.
 METRICS_DIR = Path(env.text("PROMETHEUS_MULTIPROC_DIR") or VAR_DIR / "metrics").resolve()
-METRICS_SHARED = METRICS_ENABLED and count_in(METRICS_DIR)
+METRICS_SHARED = count_in(METRICS_DIR) if METRICS_ENABLED else count_alone()
 
 DEBUG = env.boolean("DEBUG", default=False)
 DEMO = env.boolean("DEMO", default=False)  # the guide at /demo/; `manage.py demo` sets it
@@ -85,7 +85,7 @@ INSTALLED_APPS = [
     "csp",
     "django_structlog",
     "django_q",
-    "django_prometheus",
+    *(["django_prometheus"] if METRICS_ENABLED else []),
 ]
 
 # The probes answer whatever host name or scheme they are asked by: before all the rest.
@@ -105,10 +105,11 @@ MIDDLEWARE = [
     "recovery.sessions.SessionLimitMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "axes.middleware.AxesMiddleware",
-    "django_prometheus.middleware.PrometheusAfterMiddleware",
+    "recovery.traffic.TrafficMiddleware",
 ]
 if not METRICS_ENABLED:
-    MIDDLEWARE = [name for name in MIDDLEWARE if not name.startswith("django_prometheus.")]
+    counting = ("django_prometheus.", "recovery.traffic.")
+    MIDDLEWARE = [name for name in MIDDLEWARE if not name.startswith(counting)]
 PROMETHEUS_EXPORT_MIGRATIONS = False
 if TRACING_ENABLED:  # behind the probes, before all that may work
     MIDDLEWARE.insert(1, "recovery.tracing.web.TracingMiddleware")

@@ -277,11 +277,12 @@ def note(found: Found, recovery: Recovery) -> None:
     """Count and log, after the commit; each epoch of an order is detected once."""
     if recovery.result in (Result.GONE, Result.RELEASED):
         return
+    if recovery.result is not Result.HELD:
+        metrics.recovered()
     if _noted(lambda: StuckSighting.objects.first_time(found.order_id, found.epoch)):
         metrics.stuck_detected()
     if recovery.result is Result.HELD:
         return
-    metrics.recovered()
     facts = {**found.facts(), "result": str(recovery.result)}
     if recovery.result is Result.QUARANTINED:
         logger.error("split_order_quarantined", extra={**facts, "code": "quarantined"})

@@ -171,14 +171,18 @@ class JobRunQuerySet(models.QuerySet["JobRun"]):
         counts: dict[str, Any],
         error: str,
         finished_at: datetime | None = None,
-    ) -> None:
-        """Record how a run that is still running ended."""
-        self.filter(status=RunStatus.RUNNING).update(
+    ) -> bool:
+        """Record how a run that is still running ended; False: it was taken for dead meanwhile.
+
+        True as well where it is recorded already: a COMMIT whose answer was lost is repeated.
+        """
+        ended = self.filter(status=RunStatus.RUNNING).update(
             status=status,
             counts=counts,
             error=stored_text(error),
             finished_at=finished_at or Now(),
         )
+        return bool(ended) or self.filter(status=status).exists()
 
     def latest_endings(self, job: str, *, look_back: int = 20) -> list[str]:
         """Return how the job's latest finished runs ended, the newest first."""

@@ -1,16 +1,22 @@
-"""Latencies of a batch: observed together they are what they are one by one."""
+"""What a batch counts: each part at its commit; latencies together as they are one by one."""
 
 import math
 
 import prometheus_client.values
 import pytest
+from django.db import DataError, transaction
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.values import MultiProcessValue, MutexValue
 
+from ledger import rows
 from ledger.metrics import BatchHistogram
+from ledger.models import Transaction
+from ledger.posting import post_due
+from recovery.leases import LeaseLostError
+from tests.ledger.entries import into, policy, put
 
 BUCKETS = (0.05, 0.5, 1, 30)
 AMOUNTS = st.lists(
@@ -70,3 +76,39 @@ def test_batches_of_observations_are_what_they_are_one_by_one(values, names, bat
     assert wanted.keys() == found.keys()
     assert found.pop(("_sum", None)) == pytest.approx(wanted.pop(("_sum", None)))
     assert found == wanted
+
+
+@pytest.mark.django_db(transaction=True)
+def test_each_part_of_a_batch_is_told_of_at_its_commit_whatever_becomes_of_the_next(monkeypatch):
+    """Entries that only the database refuses halve the batch: the first half is committed."""
+    told, seals = [], iter([None, None, LeaseLostError()])
+    real, refusals = rows.insert_postings, iter([True, False, False])
+
+    def refuse_once(*args, **kwargs):
+        if next(refusals):
+            raise DataError(1264, "Out of range")
+        return real(*args, **kwargs)
+
+    def seal():
+        error = next(seals)
+        if error:
+            raise error
+
+    entries = [put(f"k{number}", into("OAK", "1")) for number in range(4)]
+    monkeypatch.setattr(rows, "insert_postings", refuse_once)
+    with pytest.raises(LeaseLostError):
+        post_due(policy(seal=seal, committed=told.append), limit=10)
+    assert [[it.id for it in part.posted] for part in told] == [[it.pk for it in entries[:2]]]
+    assert Transaction.objects.count() == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_batch_that_is_rolled_back_with_what_surrounds_it_is_not_told_of():
+    told = []
+    put("k", into("OAK", "1"))
+    with transaction.atomic():
+        assert len(post_due(policy(committed=told.append), limit=10).posted) == 1
+        transaction.set_rollback(True)
+    assert told == []
+    post_due(policy(committed=told.append), limit=10)
+    assert [len(part.posted) for part in told] == [1]

@@ -1,11 +1,11 @@
 """Counters of runs and samples of gauges."""
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection, transaction
 from prometheus_client import REGISTRY
 
-from recovery import link, metrics, runner
-from recovery.models import Job, Sample
+from recovery import link, metrics, registry, runner
+from recovery.models import Job, JobRun, Sample
 from recovery.registry import Batch
 from tests.recovery.engine import NAME, register
 
@@ -49,7 +49,7 @@ def test_switched_off_nothing_is_recorded(no_redis, monkeypatch, settings):
     before = counted("job_runs_total")
     runner.run_job(NAME)
     assert counted("job_runs_total") == before
-    assert runner.run_job("metricsCollect").result["samples"] == 0
+    assert runner.run_job("metricsCollect").result == {}
     assert not Sample.objects.exists()
 
 
@@ -113,3 +113,81 @@ def test_batch_without_counts_is_an_idle_run(no_redis, monkeypatch, caplog):
     register(monkeypatch, lambda _run: Batch())
     runner.run_job(NAME)
     assert [r.getMessage() for r in caplog.records] == []
+
+
+def totals():
+    """Return runs, failures and timed runs of the test's job."""
+    names = ("job_runs_total", "job_failures_total", "job_duration_seconds_count")
+    return [counted(name) for name in names]
+
+
+def grown(before):
+    return [now - then for now, then in zip(totals(), before, strict=True)]
+
+
+def die(*, times=1):
+    """Let runs begin that never end."""
+    for _ in range(times):
+        runner.begin(registry.get(NAME))
+        Job.objects.filter(name=NAME).update(lease_owner="", lease_expires_at=None)
+
+
+def test_runs_that_died_are_counted_as_failed_once_they_are_found(no_redis, monkeypatch):
+    register(monkeypatch)
+    before = totals()
+    die(times=2)
+    assert grown(before) == [1, 1, 0], "the second has found the first"
+    runner.run_job(NAME)
+    runner.run_job(NAME)
+    assert grown(before) == [4, 2, 2]
+
+
+def test_burial_that_is_rolled_back_counts_nobody(no_redis, monkeypatch):
+    register(monkeypatch)
+    die()
+    before = totals()
+    with transaction.atomic():
+        runner.begin(registry.get(NAME))
+        transaction.set_rollback(True)
+    assert grown(before) == [0, 0, 0]
+    runner.run_job(NAME)
+    assert grown(before) == [2, 1, 1]
+
+
+def test_run_that_was_taken_for_dead_and_ends_after_all_is_counted_once(no_redis, monkeypatch):
+    def overtaken(_run):
+        Job.objects.filter(name=NAME).update(lease_owner="", lease_expires_at=None)
+        die()
+        return Batch()
+
+    register(monkeypatch, overtaken)
+    before = totals()
+    runner.run_job(NAME)
+    assert JobRun.objects.filter(status="died").count() == 1
+    assert grown(before) == [1, 1, 0]
+
+
+def test_run_that_could_not_be_recorded_is_counted_by_who_finds_it_dead(no_redis, monkeypatch):
+    register(monkeypatch)
+    before = totals()
+    with monkeypatch.context() as patch:
+        patch.setattr(JobRun.objects.all().__class__, "finish", lost)
+        runner.run_job(NAME)
+    assert grown(before) == [0, 0, 0]
+    Job.objects.filter(name=NAME).update(lease_owner="", lease_expires_at=None)
+    runner.run_job(NAME)
+    assert grown(before) == [2, 1, 1]
+
+
+def lost(*_args, **_kwargs):
+    raise OperationalError(2006, "Server has gone away")
+
+
+def test_end_that_is_recorded_twice_is_an_end(no_redis, monkeypatch):
+    register(monkeypatch)
+    runner.run_job(NAME)
+    (run,) = JobRun.objects.filter(job_id=NAME)
+    this = JobRun.objects.filter(pk=run.pk)
+    assert this.finish(status="ok", counts={}, error="")
+    assert not this.finish(status="failed", counts={}, error="")
+    assert JobRun.objects.get(pk=run.pk).status == "ok"

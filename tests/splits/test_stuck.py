@@ -4,7 +4,7 @@ import threading
 from datetime import timedelta
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from prometheus_client import REGISTRY
 
 from recovery.clock import db_now
@@ -182,6 +182,18 @@ def test_stuck_epoch_is_counted_once_though_it_is_seen_often():
     recover(hang(order))
     assert detected() - before == 2
     assert StuckSighting.objects.count() == 2
+
+
+def test_reset_is_counted_though_its_sighting_cannot_be_noted(monkeypatch):
+    def lost(*_args):
+        raise OperationalError(2006, "Server has gone away")
+
+    order = hang(SplitOrderFactory())
+    before = REGISTRY.get_sample_value("finalize_recoveries_total")
+    monkeypatch.setattr(StuckSighting.objects.all().__class__, "first_time", lost)
+    with pytest.raises(OperationalError, match="gone away"):
+        recover(order)
+    assert REGISTRY.get_sample_value("finalize_recoveries_total") == before + 1
 
 
 HOLDER = holders.Holder(connection_id=7, user="erp", host="db-client", age_s=9, query="UPDATE it")
