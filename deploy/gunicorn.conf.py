@@ -1,10 +1,13 @@
 """Gunicorn's settings: its records in the structure of all others. Run it from the project's root.
 
-``gunicorn -c deploy/gunicorn.conf.py``; what else there is to set, set by its own options.
+``gunicorn -c deploy/gunicorn.conf.py``. Of the environment: ``WEB_CONCURRENCY`` (processes, 2),
+``WEB_THREADS`` (each, 4), ``WEB_BIND`` (127.0.0.1:8000); all else by gunicorn's own options.
 """
 
 import logging
+import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from gunicorn import glogging
@@ -42,6 +45,27 @@ def _facts(resp: Any, environ: dict[str, Any], request_time: timedelta) -> dict[
     }
 
 
+def pre_fork(_server: Any, _worker: Any) -> None:
+    """Close what the master has open: a connection that two processes use tells both lies.
+
+    In the master, before the fork. A copy that is closed in the child would close the master's.
+    Redis clients notice a fork by themselves.
+    """
+    from django.db import connections
+
+    connections.close_all()
+
+
 wsgi_app = "settings.wsgi"
 logger_class = StructuredLogger
+bind = os.environ.get("WEB_BIND") or "127.0.0.1:8000"
+workers = int(os.environ.get("WEB_CONCURRENCY") or 2)
+worker_class, threads = "gthread", int(os.environ.get("WEB_THREADS") or 4)
+preload_app = True  # what is wrong with the settings ends the start, once; code is in memory once
 timeout = 120  # a plan of 100,000 rows is frozen within its request
+graceful_timeout = 30  # so long requests may take to end after SIGTERM; the unit waits for 45 s
+keepalive = 75  # longer than the proxy keeps its connections
+max_requests, max_requests_jitter = 20_000, 2_000
+if Path("/dev/shm").is_dir():  # noqa: S108 - heartbeats of workers; on a slow disk they are late
+    worker_tmp_dir = "/dev/shm"  # noqa: S108
+# Files that dead workers counted in are merged by whoever reads next (recovery.tallies).

@@ -64,10 +64,7 @@ class Started:
 
     def local_ports(self) -> set[int]:
         """Return the ports of its side of the connections it has open."""
-        files = {path.readlink().name for path in Path(f"/proc/{self.pid}/fd").iterdir()}
-        lines = Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()[1:]
-        sockets = {f"socket:[{columns[9]}]": columns[1] for columns in map(str.split, lines)}
-        return {int(sockets[it].rpartition(":")[2], 16) for it in files & sockets.keys()}
+        return local_ports(self.pid)
 
     def signal(self, signum: int) -> None:
         """Send a signal to the process alone."""
@@ -96,6 +93,14 @@ class Started:
         eventually(lambda: not self.family())
         self.out.close()
         self.err.close()
+
+
+def local_ports(pid: int) -> set[int]:
+    """Return the ports of a process' side of the connections it has open."""
+    files = {path.readlink().name for path in Path(f"/proc/{pid}/fd").iterdir()}
+    lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    sockets = {f"socket:[{columns[9]}]": columns[1] for columns in map(str.split, lines)}
+    return {int(sockets[it].rpartition(":")[2], 16) for it in files & sockets.keys()}
 
 
 def _read(file: IO[str]) -> str:

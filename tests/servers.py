@@ -31,6 +31,8 @@ PACKAGES = {
     "redis-server": "redis-server",
     "prometheus": "prometheus",
     "promtool": "prometheus",
+    "nginx": "nginx-light",
+    "systemd-analyze": "systemd",
 }
 
 
