@@ -13,7 +13,7 @@ EMBEDDED := env -u DATABASE_URL -u REDIS_URL -u SECRET_KEY -u RECOVERY_FAULTPOIN
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-clean test soak check bench bench-full coverage messages screenshots lock
+.PHONY: help setup demo demo-clean test soak check bench bench-full coverage messages reference screenshots lock
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ messages: setup ## gather strings to translate, and compile what is translated
 		(cd $$app && ../$(RUN) -m django makemessages -l zh_Hans --no-wrap --add-location file \
 			--no-obsolete && ../$(RUN) -m django compilemessages -l zh_Hans) || exit; \
 	done
+
+reference: setup ## write docs/environment.md from what the settings ask for
+	$(RUN) -m settings.reference
 
 screenshots: setup ## take the README's screenshots of a fresh demo
 	$(EMBEDDED) DJANGO_SETTINGS_MODULE=settings.base $(RUN) -m tests.browser.screenshots $(ARGS)

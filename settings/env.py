@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
@@ -43,6 +43,20 @@ class WrongSettingsError(SystemExit):
         return "\n".join(self.lines)
 
 
+class Asked(NamedTuple):
+    """What a variable may be, and what it is where it is not set; for people."""
+
+    accepted: str
+    default: str
+
+
+def _written(value: object) -> str:
+    """Return a default as it would be written in the environment."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 class Env:
     """Typed look-ups in an environment that remember what was wrong.
 
@@ -54,7 +68,7 @@ class Env:
         """Read from ``environ``, by default the process's own."""
         self.environ = os.environ if environ is None else environ
         self.wrong: list[str] = []
-        self.known: set[str] = set()
+        self.known: dict[str, Asked] = {}
 
     def refuse(self, key: str, accepted: str, *, secret: bool = False) -> None:
         """Remember that the value of ``key`` is not ``accepted``."""
@@ -64,10 +78,11 @@ class Env:
 
     def text(self, key: str, default: str = "") -> str:
         """Return the value of ``key`` without outer white space."""
-        self.known.add(key)
+        self.known.setdefault(key, Asked("a text", default))
         return self.environ.get(key, default).strip()
 
     def _parsed(self, key: str, default: T, parse: Callable[[str], T], accepted: str) -> T:
+        self.known[key] = Asked(accepted, _written(default))
         raw = self.text(key)
         if not raw:
             return default
@@ -124,8 +139,10 @@ class Env:
 
     def words(self, key: str, default: Iterable[str]) -> list[str]:
         """Return a comma-separated list without empty items."""
+        default = list(default)
+        self.known[key] = Asked("words with commas between", ",".join(default))
         raw = self.text(key)
-        return [item.strip() for item in raw.split(",") if item.strip()] if raw else list(default)
+        return [item.strip() for item in raw.split(",") if item.strip()] if raw else default
 
     def period(self, key: str, default: int) -> int:
         """Return a period in seconds that divides a minute, an hour or a day.
@@ -179,6 +196,7 @@ class Env:
                 raise ValueError(raw)
             return raw
 
+        self.known[key] = Asked(f"a URL such as {example}", "")
         raw = self.text(key)
         try:
             return parse(raw) if raw else ""
