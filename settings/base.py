@@ -69,6 +69,8 @@ elif not SECRET_KEY and DEBUG:
 elif not SECRET_KEY:
     env.refuse("SECRET_KEY", "a long random text (it signs sessions and queued tasks)")
 
+SECRET_KEY_FALLBACKS = env.words("SECRET_KEY_FALLBACKS", ())
+
 INSTALLED_APPS = [
     "splits",
     "ledger",
@@ -264,7 +266,10 @@ LOGGING = logging_config(
     style=LOG_FORMAT,
     level=env.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
     secrets=secrets_of(
-        SECRET_KEY, METRICS_TOKEN, urls=(DATABASE_URL, REDIS_URL, SPLIT_COMPLETION_WEBHOOK)
+        SECRET_KEY,
+        *SECRET_KEY_FALLBACKS,
+        METRICS_TOKEN,
+        urls=(DATABASE_URL, REDIS_URL, SPLIT_COMPLETION_WEBHOOK),
     ),
 )
 

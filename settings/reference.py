@@ -41,6 +41,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "The site": {
         "SECRET_KEY": "signs sessions and queued tasks; must be set with a database server or Redis",
+        "SECRET_KEY_FALLBACKS": "keys of before, while they are being replaced",
         "ALLOWED_HOSTS": "host names that are served",
         "CSRF_TRUSTED_ORIGINS": "origins that may send forms, with scheme",
         "DEBUG": "show errors with their variables; never in production",
