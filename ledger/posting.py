@@ -188,7 +188,7 @@ def _blamed(work: _Work, pk: int, error: DatabaseError) -> Result:
     except BatchRefusedError as refused:
         (entry,) = refused.entries
         facts = Case(charged=work.charged).facts(entry)
-        facts |= {"errno": code_of(refused.error), "detail": refusal.text}
+        facts |= {"errno": code_of(refused.error)}
         logger.exception("entry_not_charged", extra=facts)
         return Result(claimed=1, errors=[refused.error])
 
@@ -404,8 +404,8 @@ class _Batch:
 
     def _tell(self, entry: rows.Claimed, refusal: RefusedError, *, dead: bool) -> None:
         log = logger.warning if refusal.code is ErrorCode.UNEXPECTED else logger.info
-        facts = {**self.case.facts(entry, refusal.code), "detail": refusal.text, "dead": dead}
-        log("entry_refused", extra=facts)
+        # Not why: texts of refusals tell accounts and quantities. The entry's last error has it.
+        log("entry_refused", extra={**self.case.facts(entry, refusal.code), "dead": dead})
 
 
 def _tell_together(refused: Sequence[tuple[rows.Claimed, RefusedError]]) -> None:

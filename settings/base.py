@@ -94,10 +94,10 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "recovery.probes.ProbeMiddleware",
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
-    "recovery.requests.RequestLogMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "csp.middleware.CSPMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "recovery.requests.RequestLogMiddleware",  # behind what files and redirects are answered by
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -113,8 +113,9 @@ if not METRICS_ENABLED:
     counting = ("django_prometheus.", "recovery.traffic.")
     MIDDLEWARE = [name for name in MIDDLEWARE if not name.startswith(counting)]
 PROMETHEUS_EXPORT_MIGRATIONS = False
-if TRACING_ENABLED:  # behind the probes, before all that may work
-    MIDDLEWARE.insert(1, "recovery.tracing.web.TracingMiddleware")
+if TRACING_ENABLED:
+    logged = MIDDLEWARE.index("recovery.requests.RequestLogMiddleware")
+    MIDDLEWARE.insert(logged, "recovery.tracing.web.TracingMiddleware")
 
 ROOT_URLCONF = "settings.urls"
 WSGI_APPLICATION = "settings.wsgi.application"

@@ -5,10 +5,10 @@ import logging
 import pytest
 from django.db import IntegrityError, OperationalError
 
-from ledger import poison, posting, rows
+from ledger import judging, poison, posting, rows
 from ledger.outbox import JOB
 from recovery.runner import run_job
-from tests.ledger.entries import drain, into, junk, policy, put, store
+from tests.ledger.entries import drain, fresh, into, junk, policy, put, store
 from tests.ledger.entries import lines as lines_of
 from tests.logs import kept, named
 
@@ -23,7 +23,8 @@ def test_refused_entry_is_logged_with_key_code_and_attempt():
     assert (refused["entry"], refused["event_key"]) == (entry.pk, "k")
     assert (refused["code"], refused["attempt"]) == ("insufficient_balance", 1)
     assert (refused["level"], refused["dead"]) == ("info", False)
-    assert "would take below zero" in refused["detail"]
+    assert "OAK" not in str(lines), "why it was refused tells stock and quantities"
+    assert "would take below zero" in fresh(entry).last_error
 
 
 def test_last_refusal_of_an_entry_says_that_it_is_dead():
@@ -122,8 +123,20 @@ def test_payload_of_no_entry_is_logged(settings):
         put(key, into("OAK", "4711.0815"))
     junk("odd", {"schema_version": 1, "postings": [{"quantity": "4711.0815"}], "x": "hush"})
     put("unbalanced", lines_of(("stock:OAK", "4711.0815")))
+    put("below", into("ELM", "-4711.0815"))
     with kept(logging.DEBUG) as lines:
         run_job(JOB)
     assert {it["event"] for it in lines} >= {"entries_posted", "entry_failed", "entry_refused"}
     assert "4711" not in str(lines)
     assert "hush" not in str(lines)
+
+
+def test_bug_that_many_entries_meet_is_told_by_a_few_stacks(settings):
+    settings.RECOVERY_FAULTPOINTS = "outbox.entry:bad=raise"
+    for n in range(12):
+        put(f"bad{n}", into("OAK", "1"))
+    with kept() as lines:
+        drain()
+    stacks = [it for it in lines if it["event"] == "entry_failed"]
+    assert len(stacks) == judging.STACKS_TOLD
+    assert len([it for it in lines if it["event"] == "entry_refused"]) == 12

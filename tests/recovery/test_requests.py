@@ -86,3 +86,10 @@ def test_probes_are_not_logged(path):
     with kept() as lines:
         Client().get(path)
     assert lines == []
+
+
+def test_redirects_to_https_are_not_logged(settings):
+    settings.SECURE_SSL_REDIRECT = True
+    with kept() as lines:
+        assert Client().get("/admin/login/").status_code == 301
+    assert lines == []
