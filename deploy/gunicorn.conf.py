@@ -5,7 +5,6 @@
 """
 
 import logging
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from gunicorn import glogging
 
 from settings.base import LOGGING
+from settings.env import Env
 from settings.logs import configure
 
 
@@ -58,14 +58,17 @@ def pre_fork(_server: Any, _worker: Any) -> None:
 
 wsgi_app = "settings.wsgi"
 logger_class = StructuredLogger
-bind = os.environ.get("WEB_BIND") or "127.0.0.1:8000"
-workers = int(os.environ.get("WEB_CONCURRENCY") or 2)
-worker_class, threads = "gthread", int(os.environ.get("WEB_THREADS") or 4)
+_asked = Env()
+bind = _asked.text("WEB_BIND") or "127.0.0.1:8000"
+workers = _asked.integer("WEB_CONCURRENCY", 2, low=1, high=256)
+worker_class, threads = "gthread", _asked.integer("WEB_THREADS", 4, low=1, high=64)
+_asked.finish()
 preload_app = True  # what is wrong with the settings ends the start, once; code is in memory once
 timeout = 120  # a plan of 100,000 rows is frozen within its request
 graceful_timeout = 30  # so long requests may take to end after SIGTERM; the unit waits for 45 s
 keepalive = 75  # longer than the proxy keeps its connections
 max_requests, max_requests_jitter = 20_000, 2_000
+control_socket_disable = True  # signals suffice, and a service has no home to put it in
 if Path("/dev/shm").is_dir():  # noqa: S108 - heartbeats of workers; on a slow disk they are late
     worker_tmp_dir = "/dev/shm"  # noqa: S108
 # Files that dead workers counted in are merged by whoever reads next (recovery.tallies).

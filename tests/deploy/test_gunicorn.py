@@ -1,12 +1,15 @@
 """Gunicorn by the settings that are shipped: forked safely, counted truly, stopped in order."""
 
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
+from django.conf import settings
 from django.db import connection
 
-from tests.processes import local_ports
+from tests.processes import environment, local_ports
 from tests.recovery.sites import BEARER, Site, asked
 from tests.waiting import eventually
 
@@ -43,6 +46,16 @@ def test_code_is_loaded_once_and_no_connection_is_shared(site):
     ports = [local_ports(pid) for pid in (site.started.pid, *site.workers())]
     assert ports[0].isdisjoint(connections_of(site)), "the master has none"
     assert ports[1] & ports[2] == {site.port}
+
+
+def test_size_that_cannot_be_used_is_refused_in_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py"],
+        cwd=settings.BASE_DIR, env=environment() | {"WEB_THREADS": "many"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "setting WEB_THREADS='many' is not usable: expected a whole number" in done.stderr
 
 
 def requests_in(scrape):

@@ -77,6 +77,15 @@ def test_stop_reaches_the_parent_alone_and_waits_longer_than_the_grace(name):
     assert unit["OOMPolicy"] == ["continue"]
 
 
+def test_worker_with_wrong_settings_is_not_started_for_ever():
+    assert read(SERVICES[1])["RestartPreventExitStatus"] == ["2"]
+    wrong = environment() | {"JOB_LOCK_TTL_SEC": "soon"}
+    done = subprocess.run(
+        command_of(SERVICES[1]), cwd=ROOT, env=wrong, capture_output=True, check=False
+    )
+    assert done.returncode == 2
+
+
 def test_web_and_worker_count_in_one_directory_that_outlives_their_restarts():
     web, worker = map(read, SERVICES)
     for key in ("RuntimeDirectory", "RuntimeDirectoryPreserve", "Environment", "WorkingDirectory"):
