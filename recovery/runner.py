@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 SKIPPED = "skipped"
 
+_unknown: set[str] = set()
+"""Jobs of newer code that this process was asked to run."""
+
 
 @dataclass
 class Run:
@@ -105,10 +108,18 @@ class Outcome:
 
 
 def run_task(name: str) -> dict[str, Any]:
-    """Run job ``name`` once, from the queue; a lane that only other hosts have is skipped."""
-    if not registry.has(name) and registry.has(registry.base_of(name)):
+    """Run job ``name`` once, from the queue; what only other hosts have is left to them.
+
+    That is a lane, or, while hosts are upgraded one by one, a job of newer code.
+    """
+    if registry.has(name):
+        return run_job(name).as_dict()
+    if registry.has(registry.base_of(name)):
         return _skipped(registry.get(registry.base_of(name)), "no_lane", name).as_dict()
-    return run_job(name).as_dict()
+    if name not in _unknown:  # once a process: it comes with each tick
+        logger.warning("job_left_to_newer_code", extra={"job": name})
+    _unknown.add(name)
+    return Outcome(name, SKIPPED, reason="unknown").as_dict()
 
 
 def run_job(name: str) -> Outcome:

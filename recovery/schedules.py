@@ -15,7 +15,7 @@ from django_q.models import Schedule
 from django_q.scheduler import scheduler
 
 from recovery import leases, registry
-from recovery.clock import db_now, seconds_from_now
+from recovery.clock import db_now
 from recovery.models import Job as JobRow
 from recovery.wakeups import TASK
 
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 MAX_SKEW_S = 1.0
 LANE_GONE_S = 300
+PERIODS_UNTIL_GONE = 3
 MINUTE_S, HOUR_S, DAY_S = 60, 3_600, 86_400
 
 
@@ -74,17 +75,36 @@ def mend() -> None:
                 _mend_one(job)
     names = [job.name for job in registry.all_jobs()]
     foreign = Schedule.objects.filter(func=TASK).exclude(name__in=names)
-    foreign.exclude(name__in=_lanes_elsewhere()).delete()
+    foreign.exclude(name__in=_at_work_elsewhere(list(foreign))).delete()
 
 
-def _lanes_elsewhere() -> list[str]:
-    """Return lanes that this host has not and others have, by their heartbeats.
+def _at_work_elsewhere(foreign: list[Schedule]) -> list[str]:
+    """Return what this host has not and others have: lanes, jobs of newer code.
 
-    While hosts are restarted one by one they must not take the ticks of each other's lanes away.
+    While hosts are restarted one by one they must not take each other's ticks away.
     """
-    alive = JobRow.objects.filter(heartbeat_at__gt=seconds_from_now(-LANE_GONE_S))
-    names = alive.filter(name__contains=registry.LANE_MARK).values_list("name", flat=True)
-    return [name for name in names if registry.has(registry.base_of(name))]
+    if not foreign:
+        return []
+    now = db_now()
+    rows = JobRow.objects.in_bulk([schedule.name for schedule in foreign])
+    pairs = ((it, rows[it.name]) for it in foreign if it.name in rows)
+    return [it.name for it, row in pairs if _is_alive(it, row, now)]
+
+
+def _is_alive(schedule: Schedule, row: JobRow, now: datetime) -> bool:
+    """Tell whether a job beats; one that this code does not know may still await its first run."""
+    is_lane = registry.has(registry.base_of(row.name))
+    sign = row.heartbeat_at or (None if is_lane else row.created_at)
+    gone_s = max(LANE_GONE_S, PERIODS_UNTIL_GONE * _period_s(schedule.cron, now))
+    return sign is not None and sign > now - timedelta(seconds=gone_s)
+
+
+def _period_s(cron: str | None, now: datetime) -> float:
+    """Return the seconds between two ticks of ``cron``; 0 where it is no cron line."""
+    with suppress(ValueError, KeyError):
+        first = next_slot(cron or "", now)
+        return (next_slot(cron or "", first) - first).total_seconds()
+    return 0.0
 
 
 def wanted(job: registry.Job) -> dict[str, Any]:

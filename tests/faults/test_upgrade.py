@@ -1,119 +1,146 @@
-"""Upgrades without downtime: workers of before, on a database that newer code has prepared."""
+"""Workers of this code beside newer code: its schema, its rows, its jobs; and the way back."""
 
-import json
+from contextlib import closing
+from datetime import timedelta
 
 import pytest
-from django.db import connection
-from django_q.models import Schedule
 
-from ledger.models import OutboxEntry
-from recovery.clock import seconds_from_now
-from recovery.models import Job
-from splits.models import OrderStatus, SplitOrder
-from tests.factories import SplitOrderFactory
-from tests.faults.ledger import QUICK
-from tests.ledger.entries import fresh, into, junk, put
-from tests.recovery.engine import row
+from tests.faults.checker import connect, query, violations
+from tests.faults.installation import installed, plan_rows
 from tests.waiting import eventually
 from tests.web import Web
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.mariadb]
+pytestmark = [pytest.mark.mariadb, pytest.mark.timeout(600)]
 
-NEWER_JOB = "jobOfTomorrow"
-EXPANDED = (
-    "ALTER TABLE ledger_outboxentry ADD COLUMN tomorrow VARCHAR(20) NOT NULL DEFAULT 'new'",
-    "ALTER TABLE ledger_transaction ADD COLUMN tomorrow INT NULL",
-    "ALTER TABLE splits_splitorder ADD COLUMN tomorrow DATETIME(6) NULL",
-    "ALTER TABLE recovery_jobrun ADD COLUMN tomorrow INT NOT NULL DEFAULT 7",
-    "ALTER TABLE recovery_auditrecord ADD COLUMN tomorrow VARCHAR(20) NOT NULL DEFAULT ''",
-    "CREATE INDEX tomorrow ON splits_splitorder (finalized_at, id)",
-    "CREATE TABLE recovery_tomorrow (id BIGINT PRIMARY KEY)",
-    "INSERT INTO django_migrations (app, name, applied)"
-    " VALUES ('splits', '9999_tomorrow', UTC_TIMESTAMP(6))",
+ORDERS = 60
+NEWER_JOB, NEWER_ACTION, NEWER_KEY = "sweepSamples", "samples.sweep", "lot:NEWER-1:received"
+LOOK_AGAIN_S = 2
+SLACK_S = 5
+EXPANSION = (
+    "ALTER TABLE ledger_outboxentry ADD COLUMN trace varchar(100) NULL",
+    "ALTER TABLE ledger_outboxentry ADD COLUMN lane smallint NOT NULL DEFAULT 0",
+    "ALTER TABLE ledger_outboxentry ADD INDEX newer_lane (lane, status)",
+    "ALTER TABLE ledger_posting ADD COLUMN note varchar(50) NOT NULL DEFAULT ''",
+    "ALTER TABLE splits_splitorder ADD COLUMN priority smallint NOT NULL DEFAULT 0",
+    "ALTER TABLE splits_lot ADD COLUMN grade varchar(10) NULL",
+    "ALTER TABLE splits_finalizestep ADD COLUMN took_ms int NULL",
+    "ALTER TABLE recovery_jobrun ADD COLUMN version varchar(20) NOT NULL DEFAULT ''",
+    "ALTER TABLE recovery_job ADD COLUMN version varchar(20) NOT NULL DEFAULT ''",
+    "CREATE TABLE splits_newer (id bigint PRIMARY KEY AUTO_INCREMENT, order_id bigint NOT NULL,"
+    " FOREIGN KEY (order_id) REFERENCES splits_splitorder (id))",
+    "INSERT INTO django_migrations (app, name, applied) VALUES"
+    " ('ledger', '9999_newer', UTC_TIMESTAMP(6)), ('splits', '9999_newer', UTC_TIMESTAMP(6)),"
+    " ('recovery', '9999_newer', UTC_TIMESTAMP(6))",
 )
-"""What the migration of a release to come may do before its code is there."""
-UNDONE = (
-    *(
-        f"ALTER TABLE {table} DROP COLUMN tomorrow"
-        for table in (
-            "ledger_outboxentry", "ledger_transaction", "splits_splitorder", "recovery_jobrun",
-            "recovery_auditrecord",
-        )
-    ),
-    "DROP INDEX tomorrow ON splits_splitorder",
-    "DROP TABLE recovery_tomorrow",
-    "DELETE FROM django_migrations WHERE name = '9999_tomorrow'",
-)  # fmt: skip
+"""What a migration of newer code may do while this code still works."""
+ROWS = f"""
+from django_q.models import Schedule
+from ledger.models import OutboxEntry
+from recovery.models import Job, Plan, PlanItem
+
+OutboxEntry.objects.create(
+    event_key={NEWER_KEY!r},
+    event_type="lot-received",
+    aggregate="lot:NEWER-1",
+    payload={{"schema_version": 2, "moves": []}},
+    content_hash="0" * 64,
+)
+Job.objects.make([{NEWER_JOB!r}])
+Schedule.objects.create(
+    name={NEWER_JOB!r},
+    func="recovery.runner.run_task",
+    args="({NEWER_JOB!r},)",
+    schedule_type="C",
+    cron="* * * * * */2",
+)
+plan = Plan.objects.create(
+    action={NEWER_ACTION!r}, actor="cli:newer", reason="newer", status="running", rows_total=1
+)
+PlanItem.objects.create(plan=plan, row_id=1, label="SAMPLE-1")
+"""
+"""What newer code, already at work on other hosts, has left in the tables."""
+
+
+def run(found, *statements):
+    with closing(connect(found.database.url)) as link:
+        for statement in statements:
+            query(link, statement)
+        link.commit()
+
+
+def asked(found, sql):
+    with closing(connect(found.database.url)) as link:
+        return query(link, sql)
 
 
 @pytest.fixture
-def expanded(transactional_db):
-    """Prepare the database as newer code would; undo it."""
-    with connection.cursor() as cursor:
-        for statement in EXPANDED:
-            cursor.execute(statement)
-    yield
-    with connection.cursor() as cursor:
-        for statement in UNDONE:
-            cursor.execute(statement)
+def upgraded():
+    """Return an installation whose schema is newer code's, with rows of that; no cluster yet."""
+    with installed(JOB_OUTBOX_UNKNOWN_VERSION_DELAY_SEC=str(LOOK_AGAIN_S)) as found:
+        run(found, *EXPANSION)
+        left = found.manage("shell", "--no-imports", "-c", ROWS, env=found.environment)
+        assert left.returncode == 0, left.stderr
+        yield found
 
 
-def test_workers_of_before_go_on_with_a_database_that_is_ahead(redis_up, expanded, manage, cluster):
-    put("stock", into("OAK", "1000"))
-    orders = [SplitOrderFactory() for _ in range(5)]
-    newer = junk("split-order:SO-NEW:finalized", {"schema_version": 99, "postings": []})
-    Job.objects.create(name=NEWER_JOB)
-    Schedule.objects.create(
-        name=NEWER_JOB, func="recovery.runner.run_task", args=json.dumps([NEWER_JOB]),
-        schedule_type=Schedule.CRON, cron="* * * * * */2", next_run=seconds_from_now(0),
-    )  # fmt: skip
-    web = Web(manage, **QUICK)
-    running = cluster(
-        **QUICK, JOB_FINALIZE_PERIOD_SEC="2", JOB_OUTBOX_UNKNOWN_VERSION_DELAY_SEC="1"
-    )
-    eventually(lambda: not SplitOrder.objects.exclude(status=OrderStatus.FINALIZED).exists())
-    waiting = OutboxEntry.objects.exclude(pk=newer.pk).exclude(status="posted")
-    eventually(lambda: not waiting.exists())
-    seen = fresh(newer).next_attempt_at
-    eventually(lambda: fresh(newer).next_attempt_at > seen)
+def test_workers_of_this_code_carry_on_with_the_schema_and_the_rows_of_newer_code(upgraded):
+    found = upgraded
+    rows = plan_rows(ORDERS)
+    found.start_clusters(2)
+    assert found.import_part("orders", rows).finish().returncode == 0
+    finalized = "SELECT COUNT(*) FROM splits_splitorder WHERE status = 'finalized'"
+    waiting = "SELECT COUNT(*) FROM ledger_outboxentry WHERE status <> 'posted'"
+    done = (ORDERS, 1)  # the newer entry waits
+    eventually(lambda: (found.count(finalized), found.count(waiting)) == done, deadline_s=300)
+    assert_left_to_newer_code(found)
+    assert [cluster.stop().returncode for cluster in found.clusters] == [0, 0]
 
+    run(found, f"DELETE FROM ledger_outboxentry WHERE event_key = '{NEWER_KEY}'")
+    with closing(connect(found.database.url)) as link:
+        assert violations(link, rows) == []
+    assert asked(found, "SELECT * FROM recovery_jobrun WHERE status <> 'ok'") == []
+    assert asked(found, "SELECT * FROM django_q_task WHERE NOT success") == []
+
+
+def assert_left_to_newer_code(found):
+    """Assert that the workers met what they do not know, and left it as it was."""
+    entry = f"FROM ledger_outboxentry WHERE event_key = '{NEWER_KEY}'"
+    put_off = f"SELECT next_attempt_at {entry}"
+    ((first,),) = asked(found, put_off)
+    eventually(lambda: asked(found, put_off)[0][0] >= first + timedelta(seconds=LOOK_AGAIN_S))
+    assert asked(found, f"SELECT status, attempts, last_error_code, lane {entry}") == [
+        ("pending", 0, "", 0)
+    ]
+    eventually(lambda: "job_left_to_newer_code" in logged(found))
+    eventually(lambda: "plan_left_to_newer_code" in logged(found))
+    assert asked(found, f"SELECT fence FROM recovery_job WHERE name = '{NEWER_JOB}'") == [(0,)]
+    assert asked(found, "SELECT name FROM django_q_schedule WHERE name = 'sweepSamples'")
+    assert asked(found, "SELECT status, fence, carrier FROM recovery_plan") == [("running", 0, "")]
+    assert asked(found, "SELECT status FROM recovery_planitem") == [("waiting",)]
+
+
+def logged(found):
+    return "".join(cluster.started.printed()[1] for cluster in found.clusters)
+
+
+def test_web_of_this_code_stays_ready_on_newer_code_s_schema(upgraded):
+    web = Web(upgraded.manage, **upgraded.environment, DEBUG="true")
     status, facts = web.ready()
-    assert (status, facts["migrations"]) == (200, "ok"), facts
-    stopped = running.stop()
-    left = fresh(newer)
-    assert (left.status, left.attempts, left.last_error_code) == ("pending", 0, ""), (
-        "for newer code"
-    )
-    assert row(NEWER_JOB).last_started_at is None
-    assert all(OutboxEntry.objects.filter(event_key=it.event_key).exists() for it in orders)
-    assert "finalize_failed" not in stopped.stderr
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT DISTINCT tomorrow FROM ledger_outboxentry")
-        assert cursor.fetchall() == (("new",),)
+    assert (status, facts["migrations"], facts["reasons"]) == (200, "ok", [])
+    assert web.ask("/metrics")[0] == 200
+    found = upgraded.manage("check", "--database", "default", env=upgraded.environment)
+    assert found.returncode == 0, found.stderr
 
 
-def test_workers_of_tomorrow_say_what_is_missing(manage, redis_up):
-    """New code before its migration: not ready, and nothing is charged."""
-    order = SplitOrderFactory()
-    with connection.cursor() as cursor:
-        cursor.execute("DELETE FROM django_migrations WHERE app = 'splits' AND name LIKE '0006%'")
-        cursor.execute("ALTER TABLE splits_splitorder DROP COLUMN traceparent")
-    try:
-        web = Web(manage, **QUICK)
-        status, facts = web.ready()
-        assert status == 503
-        assert facts["migrations"] == ["splits.0006_traceparent"]
-        ran = manage("run_job", "finalizeRetryWorker", "--json", env=QUICK)
-        assert (ran.returncode, ran.json()["status"]) == (1, "failed")
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "ALTER TABLE splits_splitorder"
-                " ADD COLUMN traceparent VARCHAR(55) NOT NULL DEFAULT ''"
-            )
-            cursor.execute(
-                "INSERT INTO django_migrations (app, name, applied)"
-                " VALUES ('splits', '0006_traceparent', UTC_TIMESTAMP(6))"
-            )
-    order.refresh_from_db()
-    assert (order.status, order.finalize_attempts) == (OrderStatus.READY, 0)
+def test_tasks_signed_with_an_earlier_secret_key_are_dropped_and_cost_a_period_at_most():
+    earlier, later = ({"SECRET_KEY": f"{word}-" * 10} for word in ("earlier", "later"))
+    rows = plan_rows(3)
+    with installed() as found:
+        found.environment |= earlier
+        assert found.import_part("orders", rows).finish().returncode == 0, "asks for a run"
+        found.environment |= later
+        found.start_clusters(1)
+        found.settle(orders=3, deadline_s=60)
+        assert "Failed to push task to queue" in logged(found)
+        with closing(connect(found.database.url)) as link:
+            assert violations(link, rows) == []

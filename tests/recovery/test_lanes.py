@@ -196,7 +196,7 @@ def test_lane_that_only_other_hosts_have_is_skipped_and_counted(lanes):
     assert runner.run_task(SECOND)["status"] == "skipped"
     assert skipped() == before + 1
     with pytest.raises(UnknownJobError):
-        runner.run_task("nope:2")
+        run_job("nope:2")
 
 
 def test_host_with_fewer_lanes_leaves_the_ticks_of_others_alone_while_they_beat(lanes):

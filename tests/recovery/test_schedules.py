@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from django_q.models import Schedule
 
-from recovery import leases, registry, schedules
+from recovery import leases, registry, runner, schedules
 from recovery.clock import db_now
 from recovery.models import Job
 from recovery.schedules import Tick, Ticker, cron_of, mend, next_slot
@@ -167,6 +167,60 @@ def test_schedule_of_a_job_no_longer_registered_is_dropped():
     names = set(Schedule.objects.values_list("name", flat=True))
     assert "gone" not in names
     assert "theirs" in names, "what other apps schedule is theirs"
+
+
+NEWER = "sweepSamples"
+
+
+@pytest.fixture
+def of_newer_code():
+    """Return what schedules a job that only newer code knows, made or beating so long ago."""
+
+    def schedule(*, made_s=0.0, beat_s=None, period_s=10, cron=None):
+        Job.objects.make([NEWER])
+        now = db_now()
+        beat_at = None if beat_s is None else now - timedelta(seconds=beat_s)
+        made_at = now - timedelta(seconds=made_s)
+        Job.objects.filter(name=NEWER).update(created_at=made_at, heartbeat_at=beat_at)
+        Schedule.objects.create(
+            name=NEWER,
+            func=schedules.TASK,
+            args=repr((NEWER,)),
+            schedule_type=Schedule.CRON,
+            cron=cron_of(period_s),
+        )
+        if cron is not None:
+            Schedule.objects.filter(name=NEWER).update(cron=cron)
+
+    return schedule
+
+
+@pytest.mark.parametrize(
+    ("signs", "kept"),
+    [
+        ({}, True),
+        ({"made_s": 295}, True),
+        ({"made_s": 305}, False),
+        ({"made_s": 9_999, "beat_s": 295}, True),
+        ({"made_s": 9_999, "beat_s": 305}, False),
+        ({"beat_s": 305}, False),
+        ({"made_s": 3 * 86_400 - 60, "period_s": 86_400}, True),
+        ({"made_s": 3 * 86_400 + 60, "period_s": 86_400}, False),
+        ({"beat_s": 295, "cron": ""}, True),
+        ({"beat_s": 305, "cron": "nonsense"}, False),
+    ],
+)
+def test_ticks_of_newer_codes_job_are_left_alone_while_it_lives(of_newer_code, signs, kept):
+    of_newer_code(**signs)
+    mend()
+    assert Schedule.objects.filter(name=NEWER).exists() is kept
+
+
+def test_task_of_newer_codes_job_is_left_and_said_once(caplog, monkeypatch):
+    monkeypatch.setattr(runner, "_unknown", set())
+    outcomes = [runner.run_task(NEWER) for _ in range(2)]
+    assert [(it["status"], it["reason"]) for it in outcomes] == [("skipped", "unknown")] * 2
+    assert warnings(caplog) == ["job_left_to_newer_code"]
 
 
 def test_missing_rows_are_made():
