@@ -19,6 +19,7 @@ from django_q.worker import worker
 
 from recovery import schedules, stopping, tallies
 from recovery.orphans import die_with_parent
+from recovery.probing import missing_migrations, probe_connection
 from recovery.sideport import SidePort
 
 logger = logging.getLogger(__name__)
@@ -145,8 +146,10 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
 
     def serve(self) -> int:
         """Tick until a stop is asked for; return the exit status."""
-        self.start()
-        logger.info("cluster_started", extra={"sentinel_pid": self.sentinel.pid})
+        self._wait_for_migrations()
+        if not self.stopped_by:
+            self.start()
+            logger.info("cluster_started", extra={"sentinel_pid": self.sentinel.pid})
         while not self.stopped_by:
             if not self._guarded() and not self._restart():
                 return 1
@@ -156,6 +159,21 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
             self._merge_tallies()
             self._sleep_until_next_second()
         return self._finish()
+
+    def _wait_for_migrations(self) -> None:
+        """Fork no worker on a schema that is older than this code.
+
+        What it lacks would fail each order and entry, and be charged to them.
+        """
+        told = False
+        while not self.stopped_by and (missing := _missing_migrations()):
+            if not told:
+                facts = {"missing": len(missing), "first": missing[0]}
+                logger.warning("migrations_awaited", extra=facts)
+            told = True
+            if self.sideport:
+                self.sideport.keep()
+            self._sleep_until_next_second()
 
     def _guarded(self) -> bool:
         """Tell whether the sentinel lives and goes round.
@@ -219,10 +237,10 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
 
     def _finish(self) -> int:
         logger.info("cluster_stopping", extra={"signal": self.stopped_by})
-        if self.sentinel.is_alive():
+        if self.sentinel and self.sentinel.is_alive():
             self.stop_event.set()
             self.sentinel.join(GRACE_S)
-        clean = not self.sentinel.is_alive()
+        clean = not (self.sentinel and self.sentinel.is_alive())
         if not clean:
             logger.error("cluster_killed", extra={"grace_s": GRACE_S})
         self._kill_group()
@@ -232,9 +250,20 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
         return 0 if clean else 1
 
     def _kill_group(self) -> None:
-        """Kill the sentinel and what it forked; its process group is its pid."""
+        """Kill the sentinel, if there is one, and what it forked; its process group is its pid."""
+        if self.sentinel is None:
+            return
         try:
             os.killpg(self.sentinel.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             return
         self.sentinel.join(1)
+
+
+def _missing_migrations() -> list[str]:
+    """Return what the database lacks; nothing where it does not answer: ticks wait for it too."""
+    try:
+        with probe_connection() as probe:
+            return missing_migrations(probe)
+    except (DatabaseError, InterfaceError):
+        return []

@@ -4,13 +4,16 @@ import ipaddress
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from django.apps import AppConfig
 from django.conf import settings
-from django.core.checks import CheckMessage, Tags, Warning, register  # noqa: A004
+from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004
 from redis.connection import parse_url
 
 from recovery.checks.configuration import is_server
+
+LEAST_TOKEN_CHARS = 16
 
 
 @register(Tags.security, deploy=True)
@@ -19,12 +22,17 @@ def check_deployment(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) ->
     return [
         *_faultpoints(),
         *_any_host(),
+        *_wide_hosts(),
         *_open_metrics(),
+        *_guessable_token(),
+        *_shared_secret(),
+        *_weak_login(),
         *_open_redis(),
         *_one_file(),
         *_logs_for_eyes(),
         *_no_proxy(),
         *_no_collector(),
+        *_demo(),
     ]
 
 
@@ -48,6 +56,21 @@ def _any_host() -> Iterator[CheckMessage]:
         )
 
 
+def _wide_hosts() -> Iterator[CheckMessage]:
+    wide = [host for host in settings.ALLOWED_HOSTS if host.startswith(".") and _is_suffix(host)]
+    if wide:
+        yield Warning(
+            f"ALLOWED_HOSTS holds {wide[0]!r}: every host of a whole top-level domain, so also"
+            " those of others.",
+            hint="Name the hosts that serve the site, or a domain of yours: .example.org.",
+            id="recovery.W029",
+        )
+
+
+def _is_suffix(host: str) -> bool:
+    return "." not in host.strip(".")
+
+
 def _open_metrics() -> Iterator[CheckMessage]:
     if settings.METRICS_ENABLED and not settings.METRICS_TOKEN:
         yield Warning(
@@ -55,6 +78,43 @@ def _open_metrics() -> Iterator[CheckMessage]:
             hint="Set METRICS_TOKEN to a long random text and give it to Prometheus as a bearer"
             " token, or set METRICS_ENABLED=false.",
             id="recovery.W021",
+        )
+
+
+def _guessable_token() -> Iterator[CheckMessage]:
+    token = settings.METRICS_TOKEN
+    if settings.METRICS_ENABLED and token and len(token) < LEAST_TOKEN_CHARS:
+        yield Warning(
+            f"METRICS_TOKEN has {len(token)} characters: it can be guessed, for nothing limits"
+            " how often somebody tries.",
+            hint=f"Set METRICS_TOKEN to {LEAST_TOKEN_CHARS} random characters at least:"
+            " openssl rand -hex 16.",
+            id="recovery.W028",
+        )
+
+
+def _shared_secret() -> Iterator[CheckMessage]:
+    if settings.METRICS_TOKEN in (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS):
+        yield Error(
+            "METRICS_TOKEN is a secret key of the site: whoever may read the scraper's"
+            " configuration can sign sessions and tasks, and tasks are run as code.",
+            hint="Set METRICS_TOKEN to a text of its own, and change SECRET_KEY.",
+            id="recovery.E015",
+        )
+
+
+def _weak_login() -> Iterator[CheckMessage]:
+    address = urlsplit(settings.DATABASE_URL)
+    if not is_server(settings.DATABASE_URL):
+        return
+    by_socket = "unix_socket" in parse_qs(address.query)
+    if address.username == "root" or not (address.password or by_socket):
+        who = "root" if address.username == "root" else "a user without a password"
+        yield Warning(
+            f"The database is used as {who}: more rights, or less of a lock, than a worker needs.",
+            hint="Make a user with ALL on this database and PROCESS, and a password of its own:"
+            " DATABASE_URL=mysql://recovery:…@host/name.",
+            id="recovery.W030",
         )
 
 
@@ -127,4 +187,13 @@ def _no_collector() -> Iterator[CheckMessage]:
             " 4318 of each host itself.",
             hint="Set OTEL_EXPORTER_OTLP_ENDPOINT to the collector's address.",
             id="recovery.W027",
+        )
+
+
+def _demo() -> Iterator[CheckMessage]:
+    if settings.DEMO:
+        yield Warning(
+            "DEMO is set: /demo/ tells everybody how to use a site that is meant to be broken.",
+            hint="Unset it; `manage.py demo` sets it for its own processes.",
+            id="recovery.W031",
         )

@@ -1,5 +1,6 @@
 """Workers of this code beside newer code: its schema, its rows, its jobs; and the way back."""
 
+import signal
 from contextlib import closing
 from datetime import timedelta
 
@@ -7,15 +8,15 @@ import pytest
 
 from tests.faults.checker import connect, query, violations
 from tests.faults.installation import installed, plan_rows
+from tests.servers import free_port
 from tests.waiting import eventually
-from tests.web import Web
+from tests.web import Web, ask
 
 pytestmark = [pytest.mark.mariadb, pytest.mark.timeout(600)]
 
 ORDERS = 60
 NEWER_JOB, NEWER_ACTION, NEWER_KEY = "sweepSamples", "samples.sweep", "lot:NEWER-1:received"
 LOOK_AGAIN_S = 2
-SLACK_S = 5
 EXPANSION = (
     "ALTER TABLE ledger_outboxentry ADD COLUMN trace varchar(100) NULL",
     "ALTER TABLE ledger_outboxentry ADD COLUMN lane smallint NOT NULL DEFAULT 0",
@@ -130,6 +131,32 @@ def test_web_of_this_code_stays_ready_on_newer_code_s_schema(upgraded):
     assert web.ask("/metrics")[0] == 200
     found = upgraded.manage("check", "--database", "default", env=upgraded.environment)
     assert found.returncode == 0, found.stderr
+
+
+def test_workers_of_newer_code_wait_for_its_migrations_and_charge_nobody():
+    rows = plan_rows(3)
+    newest = "FROM django_migrations WHERE app = 'ledger' ORDER BY id DESC LIMIT 1"
+    with installed() as found:
+        ((name,),) = asked(found, f"SELECT name {newest}")
+        assert found.import_part("orders", rows).finish().returncode == 0
+        run(found, f"DELETE {newest}")
+        port = free_port()
+        waiting = found.manage.start("qcluster", "--metrics-port", str(port), env=found.environment)
+        eventually(lambda: ask(port, "/readyz")[0] == 503)
+        eventually(lambda: "migrations_awaited" in waiting.printed()[1])
+        assert len(waiting.family()) == 2, "parent and side port, no worker"
+        waiting.signal(signal.SIGTERM)
+        assert waiting.finish().returncode == 0
+
+        second = found.manage.start("qcluster", env=found.environment)
+        eventually(lambda: "migrations_awaited" in second.printed()[1])
+        assert asked(found, "SELECT * FROM recovery_jobrun") == []
+        applied = f"('ledger', '{name}', UTC_TIMESTAMP(6))"
+        run(found, f"INSERT INTO django_migrations (app, name, applied) VALUES {applied}")
+        found.settle(orders=3, deadline_s=60)
+        with closing(connect(found.database.url)) as link:
+            assert violations(link, rows) == []
+        assert found.count("SELECT SUM(attempts) FROM ledger_outboxentry") == 0
 
 
 def test_tasks_signed_with_an_earlier_secret_key_are_dropped_and_cost_a_period_at_most():

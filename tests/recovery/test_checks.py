@@ -151,7 +151,8 @@ def production(settings) -> SimpleNamespace:
     """Set what a sound production sets."""
     settings.DATABASE_URL = MARIADB
     settings.REDIS_URL = "rediss://:hush@cache.example:6379/0"
-    settings.METRICS_ENABLED, settings.METRICS_TOKEN = True, "bearer"
+    settings.METRICS_ENABLED, settings.METRICS_TOKEN = True, "bearer-of-the-scraper"
+    settings.DEMO = False
     settings.ALLOWED_HOSTS = ["stock.example.org", ".example.net"]
     settings.LOG_FORMAT = "auto"
     settings.PROXY_COUNT = 1
@@ -179,6 +180,12 @@ def test_sound_production_is_not_warned(production):
         ("PROXY_COUNT", 2, None),
         ("LOG_FORMAT", "json", None),
         ("TRACING_ENABLED", True, "recovery.W027"),
+        ("METRICS_TOKEN", "x" * 15, "recovery.W028"),
+        ("METRICS_TOKEN", "x" * 16, None),
+        ("ALLOWED_HOSTS", [".org"], "recovery.W029"),
+        ("ALLOWED_HOSTS", ["stock.example.org", "."], "recovery.W029"),
+        ("ALLOWED_HOSTS", [".example.org", "stock"], None),
+        ("DEMO", True, "recovery.W031"),
     ],
 )
 def test_what_is_open_or_breaks_is_told(production, setting, value, found):
@@ -186,8 +193,9 @@ def test_what_is_open_or_breaks_is_told(production, setting, value, found):
     assert only(check_deployment(None), setting) == found
 
 
-def test_metrics_that_are_off_need_no_token(production):
-    production.METRICS_ENABLED, production.METRICS_TOKEN = False, ""
+@pytest.mark.parametrize("token", ["", "short"])
+def test_metrics_that_are_off_need_no_token(production, token):
+    production.METRICS_ENABLED, production.METRICS_TOKEN = False, token
     assert check_deployment(None) == []
 
 
@@ -216,6 +224,35 @@ def test_redis_on_another_host_needs_password_and_encryption(production, url, fo
     production.REDIS_URL = url
     named = "cache.example" if "cache.example" in url else "Redis on 10.0.0.7"
     assert only(check_deployment(None), *([named] if found else [])) == found
+
+
+@pytest.mark.parametrize("place", ["SECRET_KEY", "SECRET_KEY_FALLBACKS"])
+def test_scraper_must_not_hold_what_signs_tasks(production, place):
+    key = "k" * 50
+    setattr(production, place, key if place == "SECRET_KEY" else [key])
+    assert check_deployment(None) == []
+    production.METRICS_TOKEN = key
+    (found,) = check_deployment(None)
+    assert (found.id, found.is_serious(), key in found.msg) == ("recovery.E015", True, False)
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("mysql://root:hush@10.0.0.7/recovery", "recovery.W030"),
+        ("mysql://recovery@10.0.0.7/recovery", "recovery.W030"),
+        ("mysql://recovery:@10.0.0.7/recovery", "recovery.W030"),
+        ("mysql://10.0.0.7/recovery", "recovery.W030"),
+        ("mysql://recovery:hush@10.0.0.7/recovery", None),
+        ("mysql://recovery@localhost/recovery?unix_socket=/run/mysqld/mysqld.sock", None),
+    ],
+)
+def test_database_needs_a_login_of_its_own_with_a_password(production, url, found):
+    production.DATABASE_URL = url
+    assert (
+        only(check_deployment(None), *(["root" if "root" in url else "without"] * bool(found)))
+        == found
+    )
 
 
 def test_open_redis_is_told_both(production):
