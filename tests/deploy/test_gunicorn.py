@@ -102,7 +102,7 @@ def waits_for_the_table():
         return cursor.fetchone()[0] > 0
 
 
-def test_settings_are_read_anew_on_a_hang_up(site):
+def test_workers_are_replaced_on_a_hang_up(site):
     before = site.workers()
     site.started.signal(signal.SIGHUP)
     eventually(lambda: len(site.workers()) == 2 and not set(before) & set(site.workers()))
