@@ -163,7 +163,7 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
     def _wait_for_migrations(self) -> None:
         """Fork no worker on a schema that is older than this code.
 
-        What it lacks would fail each order and entry, and be charged to them.
+        What it lacks would fail each of its runs.
         """
         told = False
         while not self.stopped_by and (missing := _missing_migrations()):

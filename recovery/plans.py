@@ -3,13 +3,14 @@
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any
 
 from django.conf import settings
-from django.db import IntegrityError, transaction
+from django.db import DatabaseError, IntegrityError, InterfaceError, transaction
 from django.utils.translation import gettext as _
 
 from recovery import actions, audit
@@ -172,12 +173,17 @@ def create(wanted: Wanted) -> Plan:
 
 def _told(plan: Plan) -> Plan:
     """Log that a plan was made, by the names of its rows, and return it."""
+    facts = {"plan": plan.pk, "action": plan.action, "actor": plan.actor, "rows": plan.rows_total}
     if logger.isEnabledFor(logging.INFO):
-        waiting = PlanItem.objects.filter(plan=plan, status=ItemStatus.WAITING).order_by("id")
-        named = " ".join(waiting.values_list("label", flat=True)[:NAMED])
-        facts = {"plan": plan.pk, "action": plan.action, "actor": plan.actor}
-        logger.info("plan_made", extra={**facts, "rows": plan.rows_total, "targets": named})
+        with suppress(DatabaseError, InterfaceError):  # it is made, whether or not this is read
+            facts["targets"] = " ".join(_names(plan))
+        logger.info("plan_made", extra=facts)
     return plan
+
+
+def _names(plan: Plan) -> Iterable[str]:
+    waiting = PlanItem.objects.filter(plan=plan, status=ItemStatus.WAITING)
+    return waiting.order_by("id").values_list("label", flat=True)[:NAMED]
 
 
 def of_request(request_key: str | None, *, action: str, actor: str) -> Plan | None:

@@ -15,6 +15,7 @@ from recovery.foreground import Follower
 from recovery.models import AuditRecord, ItemStatus, Plan, PlanStatus
 from recovery.plans import CANARY, Pace, PlanError, Wanted
 from tests.ledger.entries import assert_books_balance, drain, into, make_due, put, state
+from tests.logs import kept, named
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -369,6 +370,23 @@ def test_entries_are_chosen_by_when_they_were_published():
     OutboxEntry.objects.filter(pk=old.pk).update(created_at=db_now() - timedelta(hours=3))
     found = dlq.Filter(older_than_s=7_200).entries()
     assert [it.pk for it in found] == [old.pk]
+
+
+def test_plan_that_is_made_is_told_by_the_names_of_its_rows(monkeypatch):
+    entries = die(3)
+    with kept() as lines:
+        plan = plans.create(wanted(entries))
+    told = named(lines, "plan_made")
+    assert (told["plan"], told["rows"], told["actor"]) == (plan.pk, 3, "anna")
+    assert told["targets"].split() == ["OAK-0", "OAK-1", "OAK-2"]
+
+    def fail(_plan):
+        raise OperationalError(2013, "Lost connection")
+
+    monkeypatch.setattr(plans, "_names", fail)
+    with kept() as lines:
+        assert plans.create(wanted(entries)).pk, "made it is, whether or not it can be named"
+    assert "targets" not in named(lines, "plan_made")
 
 
 def test_plan_needs_a_reason_and_a_known_action():
