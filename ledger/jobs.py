@@ -11,7 +11,7 @@ from ledger.outbox import JOB
 from ledger.posting import post_due
 from ledger.rows import ENTRY_DEAD
 from ledger.selfcheck import ENTRIES_DIE
-from recovery import garbage, registry, wakeups
+from recovery import garbage, registry, tracing, wakeups
 from recovery.pacing import next_size
 from recovery.registry import Batch, job
 from recovery.runner import Run
@@ -39,8 +39,11 @@ def process_ledger_outbox(run: Run) -> Batch:
     if run.deaths >= DEATHS_BEFORE_CARE and not run.counts:
         return poison.post_one_at_a_time(run, policy, limit=limit)
     started, since_ns = time.monotonic(), traces.begun_ns()
-    with garbage.left_alone():
+    with garbage.left_alone(), tracing.span("outbox_entry.batch") as span:
         result = post_due(policy, limit=limit)
+        span.note(claimed=result.claimed, **result.counts())
+        if not result.claimed:
+            span.drop()
     run.batch_size = _next_size(limit, time.monotonic() - started)
     if result.claimed >= limit and not run.counts:
         _call_next_lane(run)

@@ -12,6 +12,7 @@ from django.utils.translation import gettext_lazy as _
 from recovery.clock import seconds_from_now
 from recovery.fields import KeyField, QuantityField
 from recovery.models import AppendOnly
+from recovery.tracing.stored import as_retried
 
 UNIT_MAX_LENGTH = 20
 
@@ -70,6 +71,7 @@ class OutboxQuerySet(models.QuerySet["OutboxEntry"]):
                 next_attempt_at=Now(),
                 last_error_code="",
                 last_error="",
+                traceparent=as_retried(),
             )
         )
 

@@ -246,4 +246,7 @@ def _events(orders: Sequence[SplitOrder]) -> tuple[list[outbox.Event], list[Any]
         for order in orders
     ]
     traced = zip(events, spans, strict=True)
-    return [replace(event, traceparent=span.traceparent) for event, span in traced], spans
+    events = [replace(event, traceparent=span.traceparent) for event, span in traced]
+    traceparents = (order.traceparent for order in orders)
+    whole = tracing.together("split_order.convoy", traceparents, orders=len(orders))
+    return events, [*spans, whole]

@@ -3,9 +3,10 @@
 ``TRACING_ENABLED`` decides, and the extra ``tracing`` brings what is needed. A ``traceparent`` (W3C
 Trace Context, version 00) is stored with each order and outbox entry, so that a trace goes on where
 work goes on later, in another process: by the first attempt as its child, by later ones as traces
-of their own that are linked to it.
+of their own that are linked to it. Fresh attempts that people give are later ones, too.
 """
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from django.conf import settings
 if TYPE_CHECKING:
     from recovery.tracing.spans import Open
 
-__all__ = ["attempt", "begun", "current", "enabled", "fresh", "record", "span"]
+__all__ = ["attempt", "begun", "current", "enabled", "fresh", "record", "span", "together"]
 
 
 class Off:
@@ -85,6 +86,15 @@ def begun(name: str, *, traceparent: str, **attributes: Any) -> "Open | Off":
     from recovery.tracing import spans
 
     return spans.attempt(name, traceparent, attributes, first=True)
+
+
+def together(name: str, traceparents: Iterable[str], **attributes: Any) -> "Open | Off":
+    """Begin the span of what is done for many at once, linked to each; the caller ends it."""
+    if not settings.TRACING_ENABLED:
+        return _off
+    from recovery.tracing import spans
+
+    return spans.together(name, traceparents, attributes)
 
 
 def record(

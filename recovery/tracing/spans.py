@@ -1,7 +1,8 @@
 """Spans made with OpenTelemetry; imported only where tracing is on."""
 
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import util
 from typing import Any
@@ -17,11 +18,13 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from recovery.tracing import stored
+
 NAME = "split-recovery"
 TEXT_CHARS = 200
 EXPORT_TIMEOUT_S = 3.0
+LEAVE_S = 3.0
 """A collector that does not answer keeps the end of a process waiting so long."""
-FLUSH_MS = 2_000
 
 _propagator = TraceContextTextMapPropagator()
 _own: tuple[int, TracerProvider] | None = None
@@ -89,9 +92,12 @@ def _provider() -> TracerProvider:
 
 
 def _leave(pid: int, provider: TracerProvider) -> None:
-    if pid == os.getpid():
-        provider.force_flush(FLUSH_MS)
-        provider.shutdown()
+    """Send what is left. The SDK's own time-outs do not bound a full queue: each batch has one."""
+    if pid != os.getpid():
+        return
+    last = threading.Thread(target=provider.shutdown, daemon=True)
+    last.start()
+    last.join(LEAVE_S)
 
 
 def traceparent_of(made: trace.Span) -> str:
@@ -108,7 +114,7 @@ def current() -> str:
 
 def remote(traceparent: str) -> SpanContext | None:
     """Return the span that a ``traceparent`` names; None: it names none."""
-    context = _propagator.extract({"traceparent": traceparent}, Context())
+    context = _propagator.extract({"traceparent": stored.unmarked(traceparent)}, Context())
     found = trace.get_current_span(context).get_span_context()
     return found if found.is_valid else None
 
@@ -135,9 +141,10 @@ def attempt(
 ) -> Open:
     """Begin the span of an attempt at what ``traceparent`` came with.
 
-    The first is a child of it; later ones are roots, linked to it. Where nothing came along
-    the first is a child of the span at work.
+    The first is a child of it; later ones, also fresh ones after others, are roots, linked to it.
+    Where nothing came along the first is a child of the span at work.
     """
+    first = first and not stored.is_retried(traceparent)
     known = remote(traceparent) if traceparent else None
     context: Context | None = None if first else Context()
     links = []
@@ -150,6 +157,13 @@ def attempt(
             name, context, attributes=_plain(attributes), links=links, start_time=since_ns
         )
     )
+
+
+def together(name: str, traceparents: Iterable[str], attributes: Mapping[str, Any]) -> Open:
+    """Begin the span of what is done for many at once, linked to what each came with."""
+    known = (remote(it) for it in traceparents if it)
+    links = [Link(it) for it in known if it]
+    return Open(tracer().start_span(name, attributes=_plain(attributes), links=links))
 
 
 @contextmanager

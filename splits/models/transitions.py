@@ -10,6 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 from recovery.clock import seconds_from_now
 from recovery.models import stored_text
+from recovery.tracing.stored import as_retried
 
 if TYPE_CHECKING:
     from splits.models.orders import SplitOrder  # noqa: F401 - named in a base class
@@ -196,6 +197,7 @@ class SplitOrderQuerySet(models.QuerySet["SplitOrder"]):
                 status=OrderStatus.READY,
                 next_finalize_at=Now() if due else None,
                 finalize_attempts=0,
+                traceparent=as_retried(),
             )
         )
 
@@ -208,6 +210,7 @@ class SplitOrderQuerySet(models.QuerySet["SplitOrder"]):
                 finalize_attempts=0,
                 recovery_count=0,
                 recovered_at=[],
+                traceparent=as_retried(),
             )
         )
 

@@ -3,9 +3,12 @@
 import json
 import logging
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -15,6 +18,9 @@ from django.test import RequestFactory
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from recovery import runner, tracing
+from recovery.cluster import GRACE_S
+from recovery.models import JobRun
+from recovery.tracing import spans
 from tests.logs import kept
 from tests.recovery.engine import register
 from tests.tracing import PARENT, REMOTE, TRACE, id_of, links_of, parent_of, trace_of, traced
@@ -235,6 +241,57 @@ def test_collector_that_is_away_keeps_nobody():
     environment = {"TRACING_ENABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     done = python(f"{SET_UP}{FORKS}", PYTHONWARNINGS="ignore", **environment)
     assert json.loads(done.stdout) == [0, 0, 0], done.stderr
+
+
+@contextmanager
+def deaf():
+    """Run a collector that takes connections and never answers; yield its address."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+FULL = """
+import time
+from recovery import tracing
+for _ in range(2_000):
+    with tracing.span("x"):
+        pass
+print(time.monotonic(), flush=True)
+"""
+
+
+def test_process_with_all_it_can_keep_does_not_wait_longer_for_a_deaf_collector():
+    # Two thousand spans go in four requests, each of which alone waits as long.
+    with deaf() as url:
+        environment = {"TRACING_ENABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
+        haste = {"OTEL_BSP_SCHEDULE_DELAY": "600000", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "500"}
+        done = python(f"{SET_UP}{FULL}", PYTHONWARNINGS="ignore", **environment, **haste)
+        waited_s = time.monotonic() - float(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert waited_s < 2 * spans.LEAVE_S
+
+
+@pytest.mark.django_db(transaction=True)
+def test_deaf_collector_keeps_no_run_and_no_cluster_from_its_end(manage, no_redis):
+    with deaf() as url:
+        environment = {"TRACING_ENABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
+        cluster = manage.start("qcluster", env=environment | {"JOB_METRICS_PERIOD_SEC": "1"})
+        ran = JobRun.objects.filter(job_id="metricsCollect", status="ok")
+        eventually(lambda: ran.count() >= 3)
+        cluster.signal(signal.SIGTERM)
+        ended = cluster.finish(timeout_s=GRACE_S)
+    assert ended.returncode == 0, ended.stderr
+    assert "cluster_killed" not in ended.stderr
+
+
+@pytest.mark.django_db(transaction=True)
+def test_recycled_worker_sends_what_it_keeps(manage, no_redis):
+    with collector() as (url, names):
+        environment = {"TRACING_ENABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
+        patience = {"JOB_METRICS_PERIOD_SEC": "1", "OTEL_BSP_SCHEDULE_DELAY": "600000"}
+        recycling = {"DJANGO_SETTINGS_MODULE": "tests.recovery.recycling"}
+        manage.start("qcluster", env=environment | patience | recycling)
+        eventually(lambda: "job metricsCollect" in names)
 
 
 @pytest.mark.django_db(transaction=True)

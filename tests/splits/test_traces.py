@@ -5,10 +5,11 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from ledger.models import OutboxEntry
-from recovery import runner, tracing
+from recovery import plans, runner, tracing
+from recovery.foreground import Follower
 from splits import lifecycle
 from splits.models import OrderStatus, SplitOrder, StepName
-from tests.factories import SplitOrderFactory, hang
+from tests.factories import AUTHOR, SplitOrderFactory, hang
 from tests.ledger.entries import fresh, into, make_due, put
 from tests.splits.plans import imported, order, plan
 from tests.splits.state import assert_finalized_once
@@ -129,6 +130,92 @@ def test_order_that_was_recovered_is_linked(alone):
         work()
     retried = seen.one(FINALIZE, order=made.number)
     assert (parent_of(retried), len(links_of(retried))) == ("", 1)
+
+
+@pytest.mark.parametrize("freed", ["retry", "release"])
+def test_fresh_attempts_that_people_give_an_order_are_linked(alone, freed):
+    at = {"retry": OrderStatus.FAILED, "release": OrderStatus.QUARANTINED}[freed]
+    with traced() as seen:
+        stock()
+        with tracing.attempt("GET admin", traceparent=REMOTE, first=True):
+            made = SplitOrderFactory(number="SO-1", at=at)
+        assert getattr(lifecycle, freed)(made.pk, author=AUTHOR)
+        work()
+    attempt, web = seen.one(FINALIZE, order=made.number), seen.one("GET admin")
+    assert attempt.attributes["attempt"] == 1
+    assert trace_of(attempt) != TRACE
+    assert (parent_of(attempt), links_of(attempt)) == ("", [(TRACE, id_of(web))])
+    assert_finalized_once(made)
+
+
+def test_convoy_is_a_span_linked_to_what_its_orders_came_with():
+    with traced() as seen:
+        stock()
+        first, second = submitted("SO-1"), submitted("SO-2")
+        SplitOrder.objects.filter(pk=second.pk).update(traceparent="no trace")
+        work()
+    convoy, run = seen.one("split_order.convoy"), seen.one("job finalizeRetryWorker")
+    assert convoy.attributes["orders"] == 2
+    stored = SplitOrder.objects.get(pk=first.pk).traceparent
+    assert links_of(convoy) == [tuple(stored.split("-")[1:3])]
+    assert parent_of(convoy) == id_of(run)
+
+
+def test_batch_is_a_span_of_the_run_and_an_empty_one_is_none():
+    with traced() as seen:
+        put("k", into("OAK", "1"))
+        runner.run_job("processLedgerOutbox")
+        runner.run_job("processLedgerOutbox")
+    batch = seen.one("outbox_entry.batch")
+    assert (batch.attributes["claimed"], batch.attributes["posted"]) == (1, 1)
+    assert parent_of(batch) == id_of(seen.one("job processLedgerOutbox"))
+
+
+def test_redriven_entry_is_linked_not_continued(settings):
+    settings.JOB_OUTBOX_MAX_ATTEMPTS = 1
+    with traced() as seen:
+        entry = put("k", into("OAK", "-1"), traceparent=REMOTE)
+        runner.run_job("processLedgerOutbox")
+        assert fresh(entry).status == "dead"
+        stock()
+        plan = plans.create(plans.Wanted("outbox.redrive", [entry.pk], "anna", "stock came"))
+        plans.start(plan.pk, actor="anna", here=True)
+        Follower(plan.pk).to_its_end()
+        runner.run_job("processLedgerOutbox")
+    refused, posted = seen.all(POST, event_key="k")
+    assert (trace_of(refused), parent_of(refused)) == (TRACE, PARENT)
+    assert (posted.attributes["attempt"], fresh(entry).status) == (1, "posted")
+    assert trace_of(posted) != TRACE
+    assert (parent_of(posted), links_of(posted)) == ("", [(TRACE, PARENT)])
+
+
+@pytest.mark.parametrize("kept", ["", "no trace", "ü" * 55, "00-"])
+def test_what_names_no_trace_outlives_fresh_attempts(kept):
+    made = SplitOrderFactory(number="SO-1", at=OrderStatus.FAILED)
+    SplitOrder.objects.filter(pk=made.pk).update(traceparent=kept)
+    with traced() as seen:
+        stock()
+        assert lifecycle.retry(made.pk, author=AUTHOR)
+        work()
+    assert links_of(seen.one(FINALIZE, order=made.number)) == []
+    assert_finalized_once(made)
+
+
+def test_code_that_knows_no_traces_still_inserts_orders():
+    made = SplitOrderFactory(number="SO-1", at=OrderStatus.DRAFT)
+    columns = [
+        it.column
+        for it in SplitOrder._meta.concrete_fields
+        if it.name not in {"id", "number", "live_lot", "traceparent"}
+    ]
+    names = ", ".join(columns)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {SplitOrder._meta.db_table} (number, {names})"
+            f" SELECT 'SO-OLD', {names} FROM {SplitOrder._meta.db_table} WHERE id = %s",
+            [made.pk],
+        )
+    assert SplitOrder.objects.get(number="SO-OLD").traceparent == ""
 
 
 def test_entry_that_is_refused_and_tried_again_is_linked():
