@@ -68,6 +68,7 @@ timeout = 120  # a plan of 100,000 rows is frozen within its request
 graceful_timeout = 30  # so long requests may take to end after SIGTERM; the unit waits for 45 s
 keepalive = 75  # longer than the proxy keeps its connections
 max_requests, max_requests_jitter = 20_000, 2_000
+limit_request_line = 8190  # 300 rows that were ticked, with the log-in in between
 control_socket_disable = True  # signals suffice, and a service has no home to put it in
 if Path("/dev/shm").is_dir():  # noqa: S108 - heartbeats of workers; on a slow disk they are late
     worker_tmp_dir = "/dev/shm"  # noqa: S108

@@ -1,19 +1,24 @@
 """The image, step by step on this machine; and the compose file, by what it says."""
 
+import os
 import re
 import secrets
 import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import redis
 import yaml
 from django.conf import settings
 
 from recovery.cluster import GRACE_S
 from tests import servers
+from tests.deploy import certificates
 from tests.processes import Started, environment
 from tests.recovery.sites import asked
 from tests.waiting import eventually
@@ -178,6 +183,102 @@ def test_processes_of_ours_may_do_little_and_are_given_time_to_end(name):
     assert any(it.startswith("/run/recovery") for it in service["tmpfs"]), "counters: one each"
     if name != "migrate":
         assert seconds(service["stop_grace_period"]) > GRACE_S + 5
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_service_may_do_more_than_it_needs(name):
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["read_only"] is (name != "prometheus")
+    assert bool(service.get("cap_add")) is (name == "proxy")
+
+
+def test_volumes_are_named_and_each_is_used():
+    mounts = {
+        it.partition(":")[0] for found in SERVICES.values() for it in found.get("volumes", ())
+    }
+    assert {it for it in mounts if it.isalnum()} == set(COMPOSE["volumes"])
+
+
+def shell_of(name):
+    """Return the line that the service's shell runs, as compose hands it over."""
+    shell, option, line = SERVICES[name]["command"]
+    assert (shell, option) == ("sh", "-c")
+    return line.replace("$$", "$")
+
+
+@dataclass
+class Cache(servers.Redis):
+    """Redis by the line of the compose file, on a port of its own."""
+
+    def command(self) -> list[str]:
+        """Return the server's command."""
+        mine = f"redis-server --port {self.port} --bind 127.0.0.1 --dir {self.folder}"
+        line = shell_of("cache").replace("redis-server", mine)
+        return ["env", "REDIS_PASSWORD=hush", "sh", "-c", line]
+
+    def answers(self) -> bool:
+        """Tell whether it says something, if only that it wants a password."""
+        return bool(self.greeting(b"PING\r\n"))
+
+
+def test_cache_wants_its_password_forgets_no_lock_and_keeps_the_queue():
+    with servers.folder_for("redis") as folder:
+        cache = Cache(folder, servers.free_port())
+        with servers.running(cache):
+            assert cache.greeting(b"PING\r\n").startswith(b"-NOAUTH")
+            with closing(redis.Redis(port=cache.port, password="hush")) as client:
+                assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+                client.rpush("queue", "task")
+            assert healthy(cache.port, "hush")
+            assert not healthy(cache.port, "other")
+            cache.kill()
+            cache.start()
+            with closing(redis.Redis(port=cache.port, password="hush")) as client:
+                assert client.lrange("queue", 0, -1) == [b"task"]
+
+
+def healthy(port, password):
+    """Tell what the service's check says."""
+    kind, line = SERVICES["cache"]["healthcheck"]["test"]
+    assert kind == "CMD-SHELL"
+    line = line.replace("$$", "$").replace("redis-cli", f"redis-cli -p {port}")
+    env = {"PATH": os.environ["PATH"], "REDIS_PASSWORD": password}
+    return subprocess.run(["sh", "-c", line], env=env, check=False).returncode == 0
+
+
+def test_proxy_is_written_for_the_site_and_looks_its_address_up_again(tmp_path):
+    """Debian's nginx knows all of the file but ``resolve``, which came with 1.27.3."""
+    line = shell_of("proxy").partition("&& exec")[0]
+    line = line.replace("/etc/nginx/conf.d/default.conf", "made.conf")
+    line = line.replace("/etc/nginx/recovery.conf.in", str(PLACE / "nginx" / "recovery.conf"))
+    env = {"PATH": os.environ["PATH"], "SITE_HOST": "boards.example"}
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, env=env, check=True)
+    made = (tmp_path / "made.conf").read_text()
+    assert "example.org" not in made
+    assert made.count("server_name boards.example;") == 2
+    assert made.count("\nresolver 127.0.0.11 valid=5s;\nupstream recovery_web {") == 1
+    assert made.count("zone recovery_web 64k; server web:8000 resolve;") == 1
+    assert "127.0.0.1:8000" not in made
+    known = made.replace("server web:8000 resolve;", "server 127.0.0.1:8000;")
+    known = known.replace("/etc/ssl/recovery", str(tmp_path))
+    assert sound(tmp_path, known) == (0, "")
+    assert sound(tmp_path, known.replace("zone ", "zones "))[0] == 1
+
+
+def sound(place, text):
+    """Return what ``nginx -t`` says of a file: its status and what it warns of."""
+    certificates.make(place, "boards.example")
+    for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"):
+        text += f"{name}_temp_path {place}/{name};\n"
+    head = f"pid {place}/pid; error_log stderr; events {{}} http {{ access_log off;\n"
+    (place / "nginx.conf").write_text(f"{head}{text}}}\n")
+    done = subprocess.run(
+        [servers.binary("nginx"), "-t", "-q", "-c", f"{place}/nginx.conf", "-p", str(place)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("name", APP)

@@ -3,19 +3,20 @@
 import json
 import re
 import ssl
-import subprocess
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import pytest
 from axes.models import AccessAttempt
 from django.conf import settings
 from django.contrib.auth.models import User
 
+from recovery.admin.proposals import MOST_IDS
 from tests import servers
+from tests.deploy import certificates
 from tests.logs import Line
 from tests.recovery.sites import TOKEN, Site
 
@@ -53,12 +54,7 @@ class Nginx(servers.Server):
         )
         head = f"{main} events {{}} http {{ access_log off;\n"
         (self.folder / "nginx.conf").write_text(f"{head}{text}}}\n")
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-             "-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST}",
-             "-keyout", "privkey.pem", "-out", "fullchain.pem"],
-            cwd=self.folder, check=True, capture_output=True,
-        )  # fmt: skip
+        certificates.make(self.folder, HOST)
 
     def command(self) -> list[str]:
         """Return the server's command."""
@@ -172,3 +168,13 @@ def test_probes_are_for_those_within(behind, inside, status):
         for path in ("/metrics", "/readyz", "/healthz"):
             assert proxy.ask(path, Authorization=f"Bearer {TOKEN}")[0] == status
         assert proxy.ask("/admin/login/")[0] == 200
+
+
+def test_longest_selection_passes_also_where_one_must_log_in_first(behind):
+    """Its address is then an argument of the log-in's, with each comma encoded twice."""
+    ids = ",".join([str(2**63 - 1)] * MOST_IDS)
+    preview = f"/admin/actions/outbox.redrive/?{urlencode({'ids': ids})}"
+    with behind() as proxy:
+        status, headers, _body = proxy.ask(preview)
+        assert (status, headers["Location"]) == (302, f"/admin/login/?next={quote(preview)}")
+        assert proxy.ask(headers["Location"])[0] == 200
