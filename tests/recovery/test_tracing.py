@@ -261,14 +261,14 @@ print(time.monotonic(), flush=True)
 
 
 def test_process_with_all_it_can_keep_does_not_wait_longer_for_a_deaf_collector():
-    # Two thousand spans go in four requests, each of which alone waits as long.
+    # Two thousand spans go in ten requests, each of which alone waits as long.
     with deaf() as url:
         environment = {"TRACING_ENABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
-        haste = {"OTEL_BSP_SCHEDULE_DELAY": "600000", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "500"}
+        haste = {"OTEL_BSP_SCHEDULE_DELAY": "600000", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "200"}
         done = python(f"{SET_UP}{FULL}", PYTHONWARNINGS="ignore", **environment, **haste)
         waited_s = time.monotonic() - float(done.stdout)
     assert done.returncode == 0, done.stderr
-    assert waited_s < 2 * spans.LEAVE_S
+    assert waited_s < 5 * spans.LEAVE_S
 
 
 @pytest.mark.django_db(transaction=True)
