@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, transaction
@@ -13,6 +14,7 @@ from recovery.models import Plan
 from recovery.registry import Batch, job
 from recovery.runner import Run
 from recovery.selfcheck.halting import PLANS_HALT
+from recovery.trail import archiving, seals
 
 
 @job("metricsCollect", period_setting="JOB_METRICS_PERIOD_SEC")
@@ -28,18 +30,53 @@ def metrics_collect(run: Run) -> Batch:
     return Batch({"samples": stored})
 
 
-@job("auditArchive", period_setting="JOB_ARCHIVE_PERIOD_SEC")
+@job("auditSeal", period_setting="JOB_SEAL_PERIOD_SEC")
+def audit_seal(run: Run) -> Batch:
+    """Seal the audit records that were committed since."""
+    made = seals.seal_some(run.renew_lease)
+    seals.tell(made)
+    sealed = sum(seal.count for seal in made)
+    counts = Counter(records_sealed=sealed, seals=len(made))
+    return Batch(+counts, more=sealed >= seals.MOST_RECORDS)
+
+
+@job("auditArchive", period_setting="JOB_ARCHIVE_PERIOD_SEC", audit_actions=(archiving.ARCHIVED,))
 def audit_archive(run: Run) -> Batch:
-    """Delete what is past its retention."""
+    """Move old audit records to the archive, and delete what is past its retention."""
+    counts: Counter[str] = Counter()
+    trouble: Exception | None = None
+    try:
+        if _is_over(run, counts, archiving.archive(run)):
+            return Batch(+counts, more=True)
+    except (OSError, archiving.AlteredRecordsError) as error:
+        trouble = error  # what else is past its days goes all the same
+    if _retain(run, counts):
+        return Batch(+counts, more=True)
+    if trouble:
+        raise trouble
+    return Batch(+counts)
+
+
+def _is_over(run: Run, counts: Counter[str], steps: Iterator[dict[str, int]]) -> bool:
+    """Take steps and count what they did; True: the run is over before them."""
+    for done in steps:
+        counts.update(done)
+        run.progressed()
+        if run.over():
+            return True
+    return False
+
+
+def _retain(run: Run, counts: Counter[str]) -> bool:
+    """Delete what is past its retention; True: the run is over before all of it."""
     now = db_now()
-    deleted: Counter[str] = Counter()
     for rule in retention.all_rules():
         for count in rule.sweep(now, seal=run.renew_lease):
-            deleted[f"{rule.name}_deleted"] += count
+            counts[f"{rule.name}_deleted"] += count
             run.progressed()
             if run.over():
-                return Batch(deleted, more=True)
-    return Batch(+deleted)
+                return True
+    return False
 
 
 SLICE_S = 2.0

@@ -1,8 +1,8 @@
-"""Search audit records, newest first: every search goes by an index and is read page by page."""
+"""Search audit records, in the table by its indexes and in archives by their manifests."""
 
 import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -12,6 +12,9 @@ from uuid import UUID
 from django.db.models import QuerySet
 
 from recovery.models import AuditRecord
+from recovery.trail.lines import line_of
+from recovery.trail.reading import Archived, Wanted, by_id, by_time, word
+from recovery.trail.terms import term
 
 FIRST_PAGE, LARGEST_PAGE = 64, 1_024
 """Pages grow: most searches show a few records, others stream all there are."""
@@ -19,6 +22,8 @@ TICK = timedelta(milliseconds=1)
 """SQLite keeps times to the millisecond, and compares them as text."""
 
 Records = QuerySet[AuditRecord]
+Look = Callable[[], None]
+"""Called once a page was read, before its records are yielded."""
 
 
 class UnboundedError(ValueError):
@@ -49,15 +54,77 @@ class Search:
         )
 
 
-def find(search: Search) -> Iterator[AuditRecord]:
+def find(search: Search, archived: Archived | None = None) -> Iterator[AuditRecord]:
     """Yield the records that fit, the newest first, read as they are asked for.
 
+    They come from the table and from ``archived``, by default what ``archived_of`` returns: hand
+    one over to see afterwards which files could not be read.
     Raises UnboundedError.
     """
     if search.text and not (search.narrows() or search.everything):
         raise UnboundedError(UnboundedError.__doc__)
-    found = _merged(search)
-    return filter(partial(holds, text=search.text), found) if search.text else found
+    archived = archived or archived_of(search)
+    found = _merged(search, archived.look)
+    hot = filter(partial(holds, text=search.text), found) if search.text else found
+    return _with_archived(hot, archived)
+
+
+def archived_of(search: Search, **more: Any) -> Archived:
+    """Return the records in archives that fit; ``more`` as ``Archived`` takes it."""
+    exact = {"actor": search.actor, "action": search.action}
+    named = [term(name, value) for name, value in exact.items() if value]
+    words = [word(name, value) for name, value in exact.items() if value]
+    if search.run_id:
+        named.append(term("run", search.run_id))
+        words.append(word("run_id", str(search.run_id)))
+    ids = [it[1] for it in _meanings(search.target)]
+    wanted = Wanted(
+        search.since,
+        search.until,
+        tuple(named),
+        tuple(term("target", it) for it in ids),
+        tuple(words),
+        partial(_fits, search),
+    )
+    return Archived(wanted, by_time if _by_times(search) else by_id, **more)
+
+
+def _meanings(target: str) -> list[tuple[str, str]]:
+    """Return the types and ids that ``TYPE/ID`` or ``ID`` may stand for; no type: any."""
+    kind, slash, rest = target.partition("/")
+    whole = [("", target)] if target else []
+    return [*whole, (kind, rest)] if slash and kind and rest else whole
+
+
+def _fits(search: Search, record: AuditRecord) -> bool:
+    meanings = _meanings(search.target)
+    return (
+        (not search.since or record.at >= search.since)
+        and (not search.until or record.at < search.until)
+        and search.actor in ("", record.actor)
+        and search.action in ("", record.action)
+        and search.run_id in (None, record.run_id)
+        and (not meanings or any(_is_target(record, *it) for it in meanings))
+        and (not search.text or holds(record, search.text))
+    )
+
+
+def _is_target(record: AuditRecord, kind: str, target_id: str) -> bool:
+    return kind in ("", record.target_type) and record.target_id == target_id
+
+
+def _by_times(search: Search) -> bool:
+    return _only_times(search) and not search.target
+
+
+def _with_archived(hot: Iterator[AuditRecord], archived: Archived) -> Iterator[AuditRecord]:
+    """Yield both in one order; what is on its way from the table to a file is yielded once."""
+    archived.look()
+    for record in hot:
+        yield from archived.above(archived.key(record))
+        yield record
+    archived.look()
+    yield from archived.above(None)
 
 
 def holds(record: AuditRecord, text: str) -> bool:
@@ -71,11 +138,11 @@ def holds(record: AuditRecord, text: str) -> bool:
     return wanted in kept or quoted in kept
 
 
-def _merged(search: Search) -> Iterator[AuditRecord]:
+def _merged(search: Search, look: Look) -> Iterator[AuditRecord]:
     records = _filtered(search)
     if not search.target:
-        return _by_time(records) if _only_times(search) else _by_id(records)
-    found = (_by_id(records.filter(**target)) for target in targets(search.target))
+        return (_by_time if _by_times(search) else _by_id)(records, look)
+    found = (_by_id(records.filter(**target), look) for target in targets(search.target))
     return heapq.merge(*found, key=lambda record: record.pk, reverse=True)
 
 
@@ -117,10 +184,11 @@ def _types() -> Iterator[str]:
         last = found
 
 
-def _by_id(records: Records) -> Iterator[AuditRecord]:
+def _by_id(records: Records, look: Look) -> Iterator[AuditRecord]:
     ordered, size = records.order_by("-id"), FIRST_PAGE
     page = list(ordered[:size])
     while page:
+        look()
         yield from page
         if len(page) < size:
             return
@@ -128,12 +196,13 @@ def _by_id(records: Records) -> Iterator[AuditRecord]:
         page = list(ordered.filter(pk__lt=page[-1].pk)[:size])
 
 
-def _by_time(records: Records) -> Iterator[AuditRecord]:
+def _by_time(records: Records, look: Look) -> Iterator[AuditRecord]:
     """Yield by time, which is the order of the index on it."""
     ordered, size = records.order_by("-at", "-id"), FIRST_PAGE
     page = list(ordered[:size])
     seen: list[tuple[datetime, int]] = []
     while page:
+        look()
         yield from page
         if len(page) < size:
             return
@@ -147,17 +216,7 @@ def _by_time(records: Records) -> Iterator[AuditRecord]:
 
 
 def as_dict(record: AuditRecord) -> dict[str, Any]:
-    """Return the record as ``audit search --json`` prints it."""
-    return {
-        "id": record.pk,
-        "at": record.at.isoformat(),
-        "actor": record.actor,
-        "action": record.action,
-        "target_type": record.target_type,
-        "target_id": record.target_id,
-        "reason": record.reason,
-        "before": record.before,
-        "after": record.after,
-        "evidence": record.evidence,
-        "run_id": str(record.run_id) if record.run_id else None,
-    }
+    """Return the record as ``audit search --json`` prints it, wherever it came from."""
+    values = (record.pk, record.at, *(getattr(record, it) for it in AuditRecord.CONTENT))
+    values_of_line: dict[str, Any] = json.loads(line_of(values))
+    return values_of_line | {"at": record.at.isoformat()}

@@ -12,6 +12,7 @@ import dj_database_url
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from settings.archives import AUDIT_SEAL_KEYS, storage_of
 from settings.env import env
 from settings.jobs import *  # noqa: F403
 from settings.jobs import (
@@ -222,7 +223,7 @@ Q_CLUSTER: dict[str, Any] = {
     "broker_class": "recovery.broker.RungBroker",
     "orm": "default",
     # As many as there are jobs, so that none waits for another, and one to spare.
-    "workers": env.integer("QCLUSTER_WORKERS", 6 + JOB_OUTBOX_DRAINS, low=1, high=256),
+    "workers": env.integer("QCLUSTER_WORKERS", 7 + JOB_OUTBOX_DRAINS, low=1, high=256),
     "recycle": 2_000,
     "timeout": JOB_TASK_TIMEOUT_SEC,
     "retry": JOB_TASK_TIMEOUT_SEC * 2,
@@ -250,6 +251,13 @@ with suppress(OSError):  # whitenoise warns at every start where it is missing
     STATIC_ROOT.mkdir(parents=True, exist_ok=True)
 WHITENOISE_USE_FINDERS = DEBUG
 
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    "audit_archive": storage_of("AUDIT_ARCHIVE", VAR_DIR / "audit" / "warm"),
+    "audit_cold": storage_of("AUDIT_COLD", VAR_DIR / "audit" / "cold"),
+}
+
 if not DEBUG and not EMBEDDED:
     SESSION_COOKIE_SECURE = True
     CSRF_COOKIE_SECURE = True
@@ -269,6 +277,7 @@ LOGGING = logging_config(
     secrets=secrets_of(
         SECRET_KEY,
         *SECRET_KEY_FALLBACKS,
+        *AUDIT_SEAL_KEYS,
         METRICS_TOKEN,
         urls=(DATABASE_URL, REDIS_URL, SPLIT_COMPLETION_WEBHOOK),
     ),

@@ -108,8 +108,13 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "Audit": {
         "JOB_ARCHIVE_PERIOD_SEC": "period of `auditArchive`, in s",
+        "JOB_SEAL_PERIOD_SEC": "period of `auditSeal`, in s",
+        "AUDIT_SEAL_KEYS": "keys of the seals, the newest first; empty: made of `SECRET_KEY`",
         "AUDIT_HOT_DAYS": "days that audit records stay in the database",
         "AUDIT_WARM_DAYS": "days that archives are kept at hand",
+        "AUDIT_ARCHIVE": "archives at hand: a folder that all workers share, or `s3://bucket/prefix`; empty: `audit/warm/` in `VAR_DIR`",
+        "AUDIT_COLD": "archives put away, likewise; empty: `audit/cold/` in `VAR_DIR`",
+        "AUDIT_S3_ENDPOINT": "of a store that speaks S3 and is not Amazon's",
     },
     "Seen from outside": {
         "METRICS_ENABLED": "count, sample, answer `/metrics`",

@@ -1,12 +1,15 @@
 """Rows that are added and read, never changed: audit records among them."""
 
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from django.db import models
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
 from recovery.fields import KeyField
+
+if TYPE_CHECKING:
+    from recovery.models.archives import AuditArchive
 
 T = TypeVar("T", bound=models.Model, covariant=True)
 
@@ -53,10 +56,37 @@ class AppendOnly(models.Model):
         raise AppendOnlyError
 
 
-class AuditRecord(AppendOnly):
-    """Who changed what, when and why; written in the transaction of the change."""
+class AuditRecordQuerySet(AppendOnlyQuerySet["AuditRecord"]):
+    """Audit records; they leave the table for an archive, and in no other way."""
 
-    at = models.DateTimeField(_("at"), db_default=Now(), editable=False)
+    def leave_for(self, archive: "AuditArchive") -> int:
+        """Delete them from the table, as records that the file of ``archive`` has.
+
+        Only the ids of its seals, and only once its file was read back; the database's triggers,
+        where it has them, hold everybody to that. Returns how many went.
+        """
+        if archive.status == "placing":
+            raise AppendOnlyError
+        deleted, _by_model = models.QuerySet.delete(self.order_by())
+        return deleted
+
+
+class AuditEntry(models.Model):
+    """Who changed what, when and why."""
+
+    CONTENT: ClassVar = (
+        "actor",
+        "action",
+        "target_type",
+        "target_id",
+        "reason",
+        "before",
+        "after",
+        "evidence",
+        "run_id",
+    )
+    """The columns but for id and time."""
+
     actor = models.CharField(_("actor"), max_length=200)
     action = models.CharField(_("action"), max_length=100)
     target_type = models.CharField(_("target type"), max_length=100)
@@ -66,6 +96,23 @@ class AuditRecord(AppendOnly):
     after = models.JSONField(_("after"), default=dict, blank=True)
     evidence = models.JSONField(_("evidence"), default=dict, blank=True)
     run_id = models.UUIDField(_("run"), null=True, blank=True)
+
+    class Meta:
+        """No table of its own."""
+
+        abstract = True
+
+    def __str__(self) -> str:
+        """Return action and target."""
+        return f"{self.action} {self.target_type}:{self.target_id}"
+
+
+class AuditRecord(AppendOnly, AuditEntry):
+    """Who changed what, when and why; written in the transaction of the change."""
+
+    at = models.DateTimeField(_("at"), db_default=Now(), editable=False)
+
+    objects: ClassVar = AuditRecordQuerySet.as_manager()
 
     class Meta:
         """Newest first; found by target, action and time."""
@@ -81,7 +128,3 @@ class AuditRecord(AppendOnly):
         ]
         verbose_name = _("audit record")
         verbose_name_plural = _("audit records")
-
-    def __str__(self) -> str:
-        """Return action and target."""
-        return f"{self.action} {self.target_type}:{self.target_id}"

@@ -1,86 +1,114 @@
-"""``audit``: what was changed, by whom and why."""
+"""``audit``: what was changed, by whom and why; sealed, archived, verified, brought back."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from django.core.management.base import CommandParser
 from django.utils import timezone
+from tqdm import tqdm
 
-from recovery import ages
+from recovery import ages, runner
+from recovery.audit import cli_actor
 from recovery.clock import db_now
-from recovery.commands import DONE, OperatorCommand, UsageError
-from recovery.models import AuditRecord
-from recovery.search import Search, UnboundedError, as_dict, find
+from recovery.commands import DONE, WRONG, OperatorCommand, UsageError
+from recovery.management.commands.run_job import status_of
+from recovery.models import AuditRecord, AuditSeal
+from recovery.models.seals import HEX_LENGTH
+from recovery.search import Search, UnboundedError, archived_of, as_dict, find
 from recovery.spool import Spool
+from recovery.trail import copies, exporting, verifying
+from recovery.trail.reading import Archived
 
 SHOWN = 50
 COLUMNS = "{:<19}  {:<26}  {:<36}  {:<42}  {}"
+SEAL, ARCHIVE = "auditSeal", "auditArchive"
 
 
 class Command(OperatorCommand):
-    """Search the audit records."""
+    """Search the audit records; seal, archive, verify, restore and export them."""
 
-    help = "Search the audit records, newest first."
+    help = (
+        "Audit records, in the table and in archives alike: search, verify, export them, bring"
+        " archived ones back to look at; seal and archive them now."
+    )
 
     def add_options(self, parser: CommandParser) -> None:
         """Take what to do, and which records."""
-        parser.add_argument("what", nargs="?", default="", metavar="search", help="what to do")
-        when = "a time (2026-11-24, 2026-11-24T12:30Z) or an age (90s, 30m, 24h, 7d, 2w)"
-        parser.add_argument("--since", metavar="WHEN", help=f"not before {when}")
-        parser.add_argument("--until", metavar="WHEN", help="before this time or age")
-        parser.add_argument("--actor", default="", help="a user, cli:<user> or system:<job>")
-        parser.add_argument("--action", default="", help="for one split-order-quarantined")
-        parser.add_argument(
-            "--target", default="", metavar="TYPE/ID", help="or the ID alone, of whatever type"
-        )
-        parser.add_argument("--run", metavar="ID", help="what one run of a job did")
-        parser.add_argument(
-            "--text", default="", help="in the reason, or in what was kept before, after, as proof"
-        )
-        parser.add_argument(
-            "--all", action="store_true", help="look for a text in all records, however many"
-        )
-        parser.add_argument(
+        names = "search|verify|archive|restore|export|seal"
+        doing = parser.add_subparsers(dest="doing", metavar=names)
+        search = doing.add_parser("search", help="print the records that fit, newest first")
+        _add_filters(search)
+        search.add_argument(
             "--limit", default=str(SHOWN), metavar="N", help=f"default {SHOWN}; 0: all of them"
         )
+        verify = doing.add_parser(
+            "verify", help="name what was changed, removed or inserted since it was sealed"
+        )
+        verify.add_argument(
+            "--kept", metavar="N:HASH", help="a seal that was kept elsewhere, to compare with"
+        )
+        archive = doing.add_parser("archive", help="archive now what is past AUDIT_HOT_DAYS")
+        archive.add_argument("--dry-run", action="store_true", help="say what would go, and stop")
+        restore = doing.add_parser("restore", help="bring archived records back as copies")
+        _add_filters(restore)
+        restore.add_argument("--away", action="store_true", help="delete all copies again")
+        restore.add_argument("--reason", default="", help="why; it is kept with the record of it")
+        export = doing.add_parser("export", help="write records and their proof into a folder")
+        export.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty one")
+        _add_filters(export)
+        doing.add_parser("seal", help="seal now, and print the newest seal to keep it elsewhere")
 
     def run(self, **options: Any) -> int:
         """Do what was asked for."""
-        does: dict[str, Callable[..., int]] = {"search": self.search}
-        if options["what"] not in does:
-            wrong = f"{options['what']!r} is not known" if options["what"] else "say what to do"
-            raise UsageError(f"audit: {wrong}; audit search [--since 24h] [--target ID] … searches")
-        return does[options["what"]](options)
+        if options["doing"] is None:
+            raise UsageError(
+                "audit: say what to do; audit search [--since 24h] [--target ID] … searches,"
+                " audit verify, archive, restore, export and seal do what they say"
+            )
+        does: dict[str, Callable[[Mapping[str, Any]], int]] = {
+            "search": self.search,
+            "verify": self.verify,
+            "archive": self.archive,
+            "restore": self.restore,
+            "export": self.export,
+            "seal": self.seal,
+        }
+        return does[options["doing"]](options)
 
-    def search(self, options: dict[str, Any]) -> int:
+    def search(self, options: Mapping[str, Any]) -> int:
         """Print the records that fit, and whether there are more."""
         limit = _limit(options["limit"])
-        try:
-            found = find(_search(options))
-        except UnboundedError as error:
-            raise UsageError(
-                "--text alone would read every record: add --since 7d or another filter, or --all"
-            ) from error
+        archived, found = _found(options)
         shown = islice(found, limit) if limit else found
         if self.as_json:
-            self.write(shown, found)
+            self.write(shown, found, archived)
         else:
             self.table(shown, found)
-        return DONE
+        return self.told(archived)
 
-    def write(self, shown: Iterator[AuditRecord], found: Iterator[AuditRecord]) -> None:
+    def told(self, archived: Archived) -> int:
+        """Say which archives could not be read, if some could not."""
+        for trouble in archived.troubles:
+            self.stderr.write(f"not all archives could be read: {trouble}")
+        return WRONG if archived.troubles else DONE
+
+    def write(
+        self, shown: Iterator[AuditRecord], found: Iterator[AuditRecord], archived: Archived
+    ) -> None:
         """Print one document, however long, once the last record was read."""
         with Spool() as spool:
             for record in shown:
                 spool.add(as_dict(record))
             more = next(found, None) is not None
-            spool.write_document(
-                partial(self.stdout.write, ending=""), {"more": more}, key="records"
-            )
+            facts: dict[str, Any] = {"more": more}
+            if archived.troubles:
+                facts["unread"] = archived.troubles
+            spool.write_document(partial(self.stdout.write, ending=""), facts, key="records")
 
     def table(self, shown: Iterator[AuditRecord], found: Iterator[AuditRecord]) -> None:
         """Print a line a record as it is read, then whether there are more."""
@@ -94,7 +122,143 @@ class Command(OperatorCommand):
         self.say(total + (", and there are more: see --limit" if more else ""))
 
     def print_document(self) -> None:
-        """Print nothing more: the document is streamed."""
+        """Print the document, if it was not streamed."""
+        if self.document is not None:
+            super().print_document()
+
+    def verify(self, options: Mapping[str, Any]) -> int:
+        """Verify all of it; 1 where something is not as it was sealed."""
+        kept = _kept(options["kept"])
+        with tqdm(unit=" records", disable=None) as bar:
+            done = verifying.verify(kept, on_records=bar.update)
+        self.document = {
+            "records": done.records,
+            "seals": done.seals,
+            "archives": done.archives,
+            "waiting": done.waiting,
+            "newest": _seal_facts(done.newest),
+            "findings": [it.as_dict() for it in done.findings],
+            "more": done.is_full,
+        }
+        self.say(
+            f"{done.records} records, {done.seals} seals, {done.archives} archives verified;"
+            f" {done.waiting} wait for the next seal"
+        )
+        for finding in done.findings:
+            self.say(str(finding))
+        if done.is_full:
+            self.say(f"and perhaps more than these {len(done.findings)}")
+        self.say("NOT as it was sealed" if done.findings else "all as it was sealed")
+        self.say_newest(done.newest)
+        return WRONG if done.findings else DONE
+
+    def say_newest(self, seal: AuditSeal | None) -> None:
+        """Print the newest seal, in the form that ``--kept`` takes."""
+        if seal:
+            self.say(f"newest seal {seal.number}:{seal.hash}, of {seal.at:%Y-%m-%d %H:%M:%S} UTC")
+
+    def archive(self, options: Mapping[str, Any]) -> int:
+        """Seal and archive until nothing is due."""
+        if options["dry_run"]:
+            return self.preview()
+        status = self.runs(SEAL)
+        return status or self.runs(ARCHIVE)
+
+    def runs(self, job: str) -> int:
+        """Make guarded runs of a job until nothing is left to do."""
+        counts: dict[str, int] = {}
+        while True:
+            outcome = runner.run_job(job)
+            for name, count in outcome.result.items():
+                counts[name] = counts.get(name, 0) + count
+            if outcome.status != "ok" or not outcome.again:
+                break
+        self.document = outcome.as_dict() | {"result": counts}
+        self.say(f"{job}: {outcome.status}" + (f": {outcome.reason}" if outcome.reason else ""))
+        for name, count in sorted(counts.items()):
+            self.say(f"  {name}: {count}")
+        return status_of(outcome)
+
+    def preview(self) -> int:
+        """Print what would be archived and deleted."""
+        return DONE
+
+    def restore(self, options: Mapping[str, Any]) -> int:
+        """Bring copies back, or delete them."""
+        facts = {"actor": cli_actor(), "reason": options["reason"]}
+        if options["away"]:
+            self.document = {"deleted": copies.take_away(**facts)}
+            self.say(f"{self.document['deleted']} copies deleted")
+            return DONE
+        wanted = _search(options)
+        if not (wanted.narrows() or wanted.everything):
+            raise UsageError("say which: --since, --until, --target … or --all")
+        try:
+            self.document = copies.bring_back(wanted, **facts)
+        except (copies.TooManyError, copies.UnreadableError) as error:
+            self.stderr.write(str(error))
+            self.document = {"error": str(error)}
+            return WRONG
+        self.say(
+            f"{self.document['found']} archived records found, {self.document['brought']} brought"
+            " back: they are in the admin under restored audit records; audit restore --away"
+            " deletes the copies"
+        )
+        return DONE
+
+    def export(self, options: Mapping[str, Any]) -> int:
+        """Write records and their proof into a folder."""
+        archived, found = _found(options)
+        try:
+            done = exporting.export(found, options["folder"])
+        except exporting.NotEmptyError as error:
+            raise UsageError(str(error)) from error
+        except OSError as error:
+            self.stderr.write(f"the export is not complete: {error}")
+            self.document = {"error": str(error)}
+            return WRONG
+        self.document = vars(done)
+        self.say(f"{done.records} records in {done.folder}, {done.seals} seals prove them")
+        if done.unsealed:
+            self.say(f"{len(done.unsealed)} of them are in no seal yet: audit seal, and once more")
+        return self.told(archived)
+
+    def seal(self, _options: Mapping[str, Any]) -> int:
+        """Seal what is committed, and print the newest seal."""
+        status = self.runs(SEAL)
+        newest = AuditSeal.objects.newest()
+        self.document |= {"newest": _seal_facts(newest)}
+        self.say_newest(newest)
+        return status
+
+
+def _add_filters(parser: Any) -> None:
+    when = "a time (2026-11-24, 2026-11-24T12:30Z) or an age (90s, 30m, 24h, 7d, 2w)"
+    parser.add_argument("--since", metavar="WHEN", help=f"not before {when}")
+    parser.add_argument("--until", metavar="WHEN", help="before this time or age")
+    parser.add_argument("--actor", default="", help="a user, cli:<user> or system:<job>")
+    parser.add_argument("--action", default="", help="for one split-order-quarantined")
+    parser.add_argument(
+        "--target", default="", metavar="TYPE/ID", help="or the ID alone, of whatever type"
+    )
+    parser.add_argument("--run", metavar="ID", help="what one run of a job did")
+    parser.add_argument(
+        "--text", default="", help="in the reason, or in what was kept before, after, as proof"
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="look for a text in all records, however many"
+    )
+
+
+def _found(options: Mapping[str, Any]) -> tuple[Archived, Iterator[AuditRecord]]:
+    search = _search(options)
+    archived = archived_of(search)
+    try:
+        return archived, find(search, archived)
+    except UnboundedError as error:
+        raise UsageError(
+            "--text alone would read every record: add --since 7d or another filter, or --all"
+        ) from error
 
 
 def line(record: AuditRecord) -> str:
@@ -105,7 +269,22 @@ def line(record: AuditRecord) -> str:
     return COLUMNS.format(at, record.actor, record.action, target, reason).rstrip()
 
 
-def _search(options: dict[str, Any]) -> Search:
+def _seal_facts(seal: AuditSeal | None) -> dict[str, Any] | None:
+    if seal is None:
+        return None
+    return {"seal": seal.number, "hash": seal.hash, "at": seal.at.isoformat()}
+
+
+def _kept(text: str | None) -> verifying.Kept | None:
+    if text is None:
+        return None
+    number, _, seal_hash = text.partition(":")
+    if not number.isdigit() or len(seal_hash) != HEX_LENGTH:
+        raise UsageError(f"--kept {text!r}: give it as audit seal prints it, NUMBER:HASH")
+    return verifying.Kept(int(number), seal_hash)
+
+
+def _search(options: Mapping[str, Any]) -> Search:
     now = db_now()
     since, until = (_moment(f"--{name}", options[name], now) for name in ("since", "until"))
     if since and until and since >= until:

@@ -1,0 +1,1 @@
+"""The audit trail: sealed, archived, verified, and found again in all tiers."""

@@ -1,0 +1,170 @@
+"""Find records in archives: only in files that may have them, the newest first."""
+
+import heapq
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from recovery.models import AuditArchive, AuditRecord, Tier
+from recovery.trail import files, terms
+from recovery.trail.lines import record_of
+from recovery.trail.stores import Store, StoreError
+
+Key = tuple[int, ...]
+MANIFESTS_AT_ONCE = 50
+
+
+def by_id(record: AuditRecord) -> Key:
+    """Return the place of a record in the order of ids."""
+    return (record.pk,)
+
+
+def by_time(record: AuditRecord) -> Key:
+    """Return the place of a record in the order of time."""
+    return (micros(record.at), record.pk)
+
+
+def micros(moment: datetime) -> int:
+    """Return the microseconds since 1970."""
+    seconds = int(moment.replace(microsecond=0).timestamp())
+    return seconds * 1_000_000 + moment.microsecond
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What records are looked for: by what narrows files down, and by what a record must have."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    terms: tuple[str, ...] = ()
+    """All of them, as ``terms.term`` writes them."""
+    any_term: tuple[str, ...] = ()
+    """One of them, if there are any."""
+    words: tuple[bytes, ...] = ()
+    """What a line must have in it, before it is read any closer."""
+    fits: Callable[[AuditRecord], bool] = lambda _record: True
+
+    def may_be_in(self, archive: AuditArchive) -> bool:
+        """Tell whether the manifest leaves it open that there is one; False: there is none."""
+        if self.since and archive.last_at < self.since:
+            return False
+        if self.until and archive.first_at >= self.until:
+            return False
+        made = bytes(archive.terms)
+        found = partial(terms.may_have, made)
+        return all(map(found, self.terms)) and (not self.any_term or any(map(found, self.any_term)))
+
+
+def word(name: str, value: str) -> bytes:
+    """Return what the line of a record has in it whose column ``name`` is ``value``."""
+    return f"{json.dumps(name)}:{json.dumps(value)}".encode("ascii")
+
+
+@dataclass
+class Archived:
+    """Records of archives that fit, in falling order; a file is opened once it is come to."""
+
+    wanted: Wanted
+    key: Callable[[AuditRecord], Key]
+    until_s: float = float("inf")
+    """No file is opened after this moment of ``time.monotonic``."""
+    troubles: list[str] = field(default_factory=list)
+    """Files that could not be read."""
+    unread: list[AuditArchive] = field(default_factory=list)
+    """Files for which there was no time."""
+    opened: int = 0
+    _known: int = 0
+    _waiting: list[tuple[Key, int, AuditArchive]] = field(default_factory=list)
+    _heads: list[tuple[Key, int, list[tuple[Key, AuditRecord]]]] = field(default_factory=list)
+
+    def look(self) -> None:
+        """Take in the archives that were placed since the last look.
+
+        Whoever reads the table looks after each page: what has left the table since is in a file
+        whose manifest was there before.
+        """
+        newer = AuditArchive.objects.placed().filter(pk__gt=self._known).order_by("pk")
+        for archive in newer.iterator(chunk_size=MANIFESTS_AT_ONCE):
+            self._known = archive.pk
+            if self.wanted.may_be_in(archive):
+                heapq.heappush(self._waiting, (_falling(self._last(archive)), archive.pk, archive))
+
+    def _last(self, archive: AuditArchive) -> Key:
+        return (
+            (archive.last_id,) if self.key is by_id else (micros(archive.last_at), archive.last_id)
+        )
+
+    def above(self, bound: Key | None) -> Iterator[AuditRecord]:
+        """Yield the records above a place, and pass over the one that is there; None: all."""
+        while True:
+            self._open(bound)
+            if not self._heads:
+                return
+            top, pk, found = self._heads[0]
+            place = _falling(top)
+            if bound is not None and place < bound:
+                return
+            _place, record = found.pop()
+            if found:
+                heapq.heapreplace(self._heads, (_falling(found[-1][0]), pk, found))
+            else:
+                heapq.heappop(self._heads)
+            if place != bound:
+                yield record
+
+    def _open(self, bound: Key | None) -> None:
+        """Open the files that may have something before all that is open."""
+        while self._waiting:
+            last = _falling(self._waiting[0][0])
+            if bound is not None and last < bound:
+                return
+            if self._heads and last < _falling(self._heads[0][0]):
+                return
+            archive = heapq.heappop(self._waiting)[2]
+            if time.monotonic() > self.until_s:
+                self.unread.append(archive)
+            elif found := self._read(archive):
+                heapq.heappush(self._heads, (_falling(found[-1][0]), archive.pk, found))
+
+    def _read(self, archive: AuditArchive) -> list[tuple[Key, AuditRecord]]:
+        """Return the records of a file that fit, in rising order."""
+        self.opened += 1
+        found: list[tuple[Key, AuditRecord]] = []
+        try:
+            for record in records_of(archive, self.wanted.words):
+                if self.wanted.fits(record):
+                    found.append((self.key(record), record))
+        except (StoreError, files.DamagedFileError, ValueError) as error:
+            self.troubles.append(f"{archive.name}: {error}")
+        found.sort(key=lambda it: it[0])
+        return found
+
+
+def _falling(key: Key) -> Key:
+    """Turn the order round, for the heap, whose first is the lowest."""
+    return tuple(-it for it in key)
+
+
+def records_of(archive: AuditArchive, words: tuple[bytes, ...] = ()) -> Iterator[AuditRecord]:
+    """Yield the records of a file whose lines have all of ``words`` in them.
+
+    Raises StoreError, DamagedFileError, ValueError.
+    """
+    with opened(archive) as file:
+        for line in files.lines(file):
+            if not line.startswith(files.SEAL_MARK) and all(it in line for it in words):
+                record: Any = record_of(line)
+                record.archive = archive
+                yield record
+
+
+def opened(archive: AuditArchive) -> Any:
+    """Open an archive's file where it is now; it may have been put away meanwhile."""
+    tier = AuditArchive.objects.values_list("tier", flat=True).get(pk=archive.pk)
+    other = Tier.COLD if tier == Tier.WARM else Tier.WARM
+    store = Store(tier if Store(tier).has(archive.name) else other)
+    return store.reading(archive.name)

@@ -1,0 +1,201 @@
+"""Where archives lie, through Django's storage API: written aside, read back, then in place."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+
+from django.core.files import File
+from django.core.files.storage import Storage, storages
+
+from recovery.models import Tier
+
+ALIASES = {Tier.WARM: "audit_archive", Tier.COLD: "audit_cold"}
+CHUNK = 1 << 20
+ASIDE = ".part"
+ABANDONED_S = 3_600.0
+"""What was written aside so long ago nobody goes on with."""
+
+
+class StoreError(OSError):
+    """The store of the archives did not do what it was asked to."""
+
+    def __init__(self, text: str = "") -> None:
+        """Say what went wrong, or what the class says."""
+        super().__init__(text or type(self).__doc__)
+
+
+@dataclass
+class Draft:
+    """A file that is being written aside: hashed as it is written."""
+
+    file: IO[bytes]
+    path: Path | None = None
+    """Where it is, in a folder; a bucket's is in a temporary file of this host."""
+    size: int = 0
+    is_noted: bool = False
+    """It is named in the database: whoever goes on needs it, if it is not in its place yet."""
+    _sha: Any = field(default_factory=sha256)
+
+    @property
+    def aside(self) -> str:
+        """Return the name of the file aside; empty: nobody else could go on with it."""
+        return self.path.name if self.path else ""
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash of what was written."""
+        return str(self._sha.hexdigest())
+
+    def write(self, data: bytes) -> int:
+        """Write, and hash what is written."""
+        self._sha.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        """Hand over to the operating system what was written."""
+        self.file.flush()
+
+    def read_back(self) -> None:
+        """Write all of it to the disk and compare what it has; raise StoreError."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        with Path(self.file.name).open("rb") as written:
+            found = _hash_of(written)
+        if found != self.sha256:
+            raise StoreError(f"what was written aside reads otherwise: {self.file.name}")
+
+
+class Store:
+    """The files of one tier."""
+
+    def __init__(self, tier: str) -> None:
+        """Take the storage of ``tier``."""
+        self.tier = tier
+        self.storage: Storage = storages[ALIASES[Tier(tier)]]
+
+    def path_of(self, name: str) -> Path | None:
+        """Return where a file is in a folder; None: this is a bucket."""
+        try:
+            return Path(self.storage.path(name))
+        except NotImplementedError:
+            return None
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a file of this name; raise StoreError."""
+        with self._asking(name):
+            return bool(self.storage.exists(name))
+
+    @contextmanager
+    def _asking(self, name: str) -> Iterator[None]:
+        """Let whatever a store raises be one kind of error."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:
+            place = ALIASES[Tier(self.tier)]
+            raise StoreError(f"{name} in {place}: {type(error).__name__}: {error}") from error
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file to read; raise StoreError where it cannot be."""
+        with self._asking(name):
+            opened = self.storage.open(name, "rb")
+        with opened:
+            yield opened
+
+    def hash_of(self, name: str) -> str:
+        """Return the SHA-256 of a file."""
+        with self.reading(name) as file, self._asking(name):
+            return _hash_of(file)
+
+    @contextmanager
+    def drafting(self, name: str, *, token: str) -> Iterator[Draft]:
+        """Write a file aside, which ``place`` then puts in its place; else it is removed.
+
+        ``token`` tells the drafts of two writers of one name apart.
+        """
+        place = self.path_of(name)
+        if place is None:
+            with tempfile.NamedTemporaryFile("w+b", prefix="audit-") as spool:
+                yield Draft(spool)
+            return
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        aside = place.with_name(f".{place.name}.{token}{ASIDE}")
+        with aside.open("xb") as file:
+            draft = Draft(file, aside)
+            try:
+                aside.chmod(0o640)
+                yield draft
+            finally:
+                if not draft.is_noted:
+                    with suppress(OSError):
+                        aside.unlink()
+
+    def place(self, draft: Draft, name: str) -> None:
+        """Put a draft in its place and read it there; raise StoreError."""
+        place = self.path_of(name)
+        if place is not None and draft.path is not None:
+            rename(draft.path, place)
+        else:
+            draft.file.seek(0)
+            with self._asking(name):
+                stored = self.storage.save(name, File(draft.file))
+            if stored != name:
+                self.storage.delete(stored)
+                raise StoreError(f"the store called {name} {stored}: it must overwrite")
+        if (found := self.hash_of(name)) != draft.sha256:
+            raise StoreError(f"{name} reads otherwise than it was written: {found}")
+
+    def copy_from(self, other: "Store", name: str, *, sha256_hex: str, token: str) -> None:
+        """Copy a file from another store, verified on its way; raise StoreError."""
+        with self.drafting(name, token=token) as draft:
+            with other.reading(name) as source:
+                shutil.copyfileobj(source, draft, CHUNK)
+            if draft.sha256 != sha256_hex:
+                raise StoreError(f"{name} is not what it was: {draft.sha256}")
+            draft.read_back()
+            self.place(draft, name)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there; raise StoreError."""
+        with self._asking(name):
+            self.storage.delete(name)
+
+    def sweep(self, folder: str) -> int:
+        """Remove what was abandoned aside in a folder; return how many files."""
+        place = self.path_of(folder)
+        if place is None or not place.is_dir():
+            return 0
+        swept = 0
+        for path in place.glob(f".*{ASIDE}"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > ABANDONED_S:
+                    path.unlink()
+                    swept += 1
+        return swept
+
+
+def rename(aside: Path, place: Path) -> None:
+    """Put a file in its place for good: also a power cut finds it there."""
+    aside.replace(place)
+    folder = os.open(place.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _hash_of(file: IO[bytes]) -> str:
+    found = sha256()
+    while chunk := file.read(CHUNK):
+        found.update(chunk)
+    return found.hexdigest()

@@ -1,0 +1,329 @@
+"""Verify the trail: the chain of seals, and every record, in the table and in archives alike."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from recovery.clock import db_now
+from recovery.models import ArchiveStatus, AuditArchive, AuditRecord, AuditSeal, AuditSealSpan
+from recovery.models.seals import Span, span_text
+from recovery.trail import files, keys
+from recovery.trail.lines import (
+    MARK_BYTES,
+    digest_of,
+    hash_of,
+    line_of,
+    marks_of,
+    record_of,
+    rows_of,
+)
+from recovery.trail.seals import hash_of_seal
+from recovery.trail.stores import Store, StoreError
+
+MOST_FINDINGS = 100
+LATE = timedelta(hours=1)
+"""A record that is in no seal for so long is an alarm."""
+IDS_AT_ONCE = 10_000
+TABLE = "table"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is not as it was sealed."""
+
+    what: str
+    """Of a record ``changed``, ``removed``, ``inserted``, ``unsealed``; else ``seal-…``,
+    ``file-…`` or ``unknown-key``."""
+    place: str
+    """``table``, or the name of an archive."""
+    record: int | None = None
+    seal: int | None = None
+    detail: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as ``audit verify --json`` prints it."""
+        return dict(vars(self))
+
+    def __str__(self) -> str:
+        """Return it as one line."""
+        who = f"record {self.record}: " if self.record is not None else ""
+        seal = f", seal {self.seal}" if self.seal is not None else ""
+        return f"{who}{self.what} ({self.place}{seal}){': ' if self.detail else ''}{self.detail}"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A seal that was kept elsewhere, to compare the chain with."""
+
+    number: int
+    hash: str
+
+
+@dataclass
+class Verification:
+    """What was verified so far, and what was found."""
+
+    findings: list[Finding] = field(default_factory=list)
+    records: int = 0
+    seals: int = 0
+    archives: int = 0
+    waiting: int = 0
+    """Records that the next seal takes."""
+    newest: AuditSeal | None = None
+    on_records: Callable[[int], Any] = lambda _count: None
+    """Called with how many more records were verified."""
+
+    @property
+    def is_full(self) -> bool:
+        """Tell whether no more findings are taken."""
+        return len(self.findings) >= MOST_FINDINGS
+
+    def find(self, what: str, place: str, **facts: Any) -> None:
+        """Take a finding."""
+        if not self.is_full:
+            self.findings.append(Finding(what, place, **facts))
+
+    def count(self, records: int) -> None:
+        """Count verified records."""
+        self.records += records
+        self.on_records(records)
+
+
+def verify(
+    kept: Kept | None = None, *, on_records: Callable[[int], Any] = lambda _count: None
+) -> Verification:
+    """Verify all there is; work goes on meanwhile, and is no finding.
+
+    Records are read once each; it takes the memory of one seal.
+    """
+    done = Verification(on_records=on_records)
+    _chain(done, kept)
+    seen: set[int] = set()
+    _archives(done, seen)
+    _table(done)
+    _archives(done, seen)  # those that were written meanwhile
+    _strangers(done)
+    return done
+
+
+def _chain(done: Verification, kept: Kept | None) -> None:
+    """Each seal says what was signed, and follows the one before it."""
+    known, unknown = keys.all_keys(), set()
+    before: AuditSeal | None = None
+    kept_hash = None
+    seals = AuditSeal.objects.order_by("number").defer("marks", "gaps").with_spans()
+    for seal in seals.iterator(chunk_size=500):
+        done.seals += 1
+        _follows(done, seal, before)
+        key = known.get(seal.key)
+        if seal.hash != hash_of_seal(seal, seal.ranges()):
+            done.find("seal-changed", TABLE, seal=seal.number, detail="its hash is another one")
+        elif key is None and seal.key not in unknown:
+            unknown.add(seal.key)
+            detail = f"signed by key {seal.key}, which AUDIT_SEAL_KEYS does not have"
+            done.find("unknown-key", TABLE, seal=seal.number, detail=detail)
+        elif key is not None and seal.mac != keys.mac_of(key, seal.hash):
+            done.find("seal-changed", TABLE, seal=seal.number, detail="it is not signed by its key")
+        if kept and seal.number == kept.number:
+            kept_hash = seal.hash
+        before = seal
+    done.newest = before
+    if kept and kept_hash != kept.hash:
+        detail = f"the kept seal {kept.number} is {'another one' if kept_hash else 'not there'}"
+        done.find("seal-removed", TABLE, seal=kept.number, detail=detail)
+
+
+def _follows(done: Verification, seal: AuditSeal, before: AuditSeal | None) -> None:
+    number, previous = (before.number, before.hash) if before else (0, "")
+    if seal.number != number + 1:
+        missing = span_text((number + 1, seal.number - 1))
+        done.find("seal-removed", TABLE, seal=number + 1, detail=f"missing: {missing}")
+    elif seal.previous != previous:
+        done.find("seal-changed", TABLE, seal=seal.number, detail="it follows another seal")
+
+
+def _table(done: Verification) -> None:
+    """Records that are in the table alone."""
+    last = 0
+    while not done.is_full:
+        hot = AuditSeal.objects.in_table().filter(number__gt=last).order_by("number")
+        seal = hot.defer("gaps").with_spans().first()
+        if seal is None:
+            return
+        last, spans = seal.number, seal.ranges()
+        made = [(row[0], line_of(row)) for row in rows_of(spans)]
+        found = _compare(seal, spans, made, TABLE)
+        if found and AuditSeal.objects.in_table().filter(pk=seal.pk).exists():
+            done.findings += found
+        done.count(len(made))
+
+
+def _compare(
+    seal: AuditSeal, spans: Sequence[Span], found: Sequence[tuple[int, bytes]], place: str
+) -> list[Finding]:
+    """Return what of a seal's lines is not what was sealed, the first record first."""
+    hashes = [hash_of(line) for _pk, line in found]
+    if digest_of(hashes) == seal.digest:
+        if marks_of(hashes) == bytes(seal.marks):
+            return []
+        return [Finding("seal-changed", place, seal=seal.number, detail="its marks are others")]
+    marks = dict(zip(_ids(spans), _marks(seal), strict=False))
+    seen: dict[int, str] = {}
+    wrong = []
+    for (pk, line), hashed in zip(found, hashes, strict=True):
+        if pk not in marks or pk in seen:
+            wrong.append(Finding("inserted", place, pk, seal.number, _named(line)))
+        elif bytes.fromhex(hashed[: 2 * MARK_BYTES]) != marks[pk]:
+            wrong.append(Finding("changed", place, pk, seal.number, _named(line)))
+        seen[pk] = hashed
+    wrong += [Finding("removed", place, pk, seal.number) for pk in marks if pk not in seen]
+    if not wrong:
+        detail = "its records are in another order, or its digest was changed"
+        return [Finding("seal-changed", place, seal=seal.number, detail=detail)]
+    return sorted(wrong, key=lambda it: it.record or 0)
+
+
+def _ids(spans: Iterable[Span]) -> Iterator[int]:
+    for first, last in spans:
+        yield from range(first, last + 1)
+
+
+def _marks(seal: AuditSeal) -> Iterator[bytes]:
+    kept = bytes(seal.marks)
+    return (kept[at : at + MARK_BYTES] for at in range(0, len(kept), MARK_BYTES))
+
+
+def _named(line: bytes) -> str:
+    try:
+        record = record_of(line)
+    except ValueError:
+        return "no audit record"
+    return f"{record.action} {record.target_type}/{record.target_id} by {record.actor}"
+
+
+def _archives(done: Verification, seen: set[int]) -> None:
+    """Records that are in archives, file by file."""
+    placed = AuditArchive.objects.placed().defer("terms").order_by("day", "part")
+    for archive in placed.exclude(pk__in=seen):
+        if done.is_full:
+            return
+        seen.add(archive.pk)
+        done.archives += 1
+        _file(done, archive)
+
+
+def _file(done: Verification, archive: AuditArchive) -> None:
+    left = set(archive.seals.values_list("number", flat=True))
+    before = len(done.findings)
+    try:
+        store = _store_of(archive)
+        with store.reading(archive.name) as file:
+            for part in files.sealed(file):
+                _part(done, archive, part, left)
+        _left_out(done, archive, left)
+        if store.hash_of(archive.name) != archive.sha256 and len(done.findings) == before:
+            done.find("file-changed", archive.name, detail="its SHA-256 is another one")
+    except StoreError as error:
+        done.find("file-missing", archive.name, record=archive.first_id, detail=str(error))
+    except files.DamagedFileError as error:
+        _damaged(done, archive, left, error)
+
+
+def _store_of(archive: AuditArchive) -> Store:
+    """Return where an archive is now, if it was moved since."""
+    tier = AuditArchive.objects.values_list("tier", flat=True).get(pk=archive.pk)
+    return Store(tier)
+
+
+def _part(done: Verification, archive: AuditArchive, part: files.Sealed, left: set[int]) -> None:
+    """Compare a seal of a file, and its lines, with the seal in the table."""
+    number = part.seal.number if part.seal else min(left, default=0)
+    seal = AuditSeal.objects.filter(pk=number).with_spans().first()
+    found = [(_id_of(line), line) for line in part.lines]
+    if seal is None or number not in left:
+        first = found[0][0] if found else None
+        detail = "the seal is not one of the archive's"
+        done.find("seal-added", archive.name, record=first, seal=number, detail=detail)
+        return
+    left.discard(number)
+    spans = seal.ranges()
+    done.findings += _compare(seal, spans, found, archive.name)
+    same = ("previous", "day", "at", "digest", "hash", "mac", "key")
+    told = part.seal and all(getattr(part.seal, it) == getattr(seal, it) for it in same)
+    if not told or part.records != ",".join(map(span_text, spans)):
+        done.find("seal-changed", archive.name, seal=number, detail="the file's line of it")
+    done.count(len(found))
+
+
+def _id_of(line: bytes) -> int:
+    try:
+        return int(record_of(line).pk)
+    except ValueError:
+        return -1
+
+
+def _left_out(done: Verification, archive: AuditArchive, left: Iterable[int]) -> None:
+    for seal in AuditSeal.objects.filter(number__in=left).defer("marks").with_spans():
+        first = seal.ranges()[0][0] if seal.ranges() else None
+        done.find("removed", archive.name, record=first, seal=seal.number, detail="its whole seal")
+
+
+def _damaged(
+    done: Verification, archive: AuditArchive, left: set[int], error: files.DamagedFileError
+) -> None:
+    """Name the first record that cannot be read: where the file breaks off."""
+    seal = AuditSeal.objects.filter(number__in=left).with_spans().order_by("number").first()
+    ids = list(_ids(seal.ranges())) if seal else []
+    last = _id_of(error.after) if error.after else -1
+    first = next((pk for pk in ids if pk > last), archive.last_id) if ids else archive.last_id
+    number = seal.number if seal else None
+    done.find("file-damaged", archive.name, record=first, seal=number, detail=str(error))
+
+
+def _strangers(done: Verification) -> None:
+    """Records in the table that no seal has, or that an archive has alone."""
+    last = 0
+    while not done.is_full:
+        rows = AuditRecord.objects.filter(pk__gt=last).order_by("pk").values_list("pk", flat=True)
+        ids = list(rows[:IDS_AT_ONCE])
+        if not ids:
+            return
+        odd = _odd(ids)
+        if odd:
+            _judge(done, odd)
+        last = ids[-1]
+
+
+def _odd(ids: Sequence[int]) -> list[int]:
+    """Return those of rising ids whose record is not held by a seal of the table."""
+    spans = AuditSealSpan.objects.filter(last_id__gte=ids[0], first_id__lte=ids[-1])
+    held = spans.exclude(seal__archive__status=ArchiveStatus.DONE).order_by("last_id")
+    ends = iter(held.values_list("first_id", "last_id"))
+    span, odd = next(ends, None), []
+    for pk in ids:
+        while span and span[1] < pk:
+            span = next(ends, None)
+        if span is None or pk < span[0]:
+            odd.append(pk)
+    return odd
+
+
+def _judge(done: Verification, odd: Sequence[int]) -> None:
+    """Look once more: some were sealed meanwhile, or have left, and some wait for the next seal."""
+    there = list(AuditRecord.objects.filter(pk__in=odd).order_by("pk"))
+    newest = AuditSeal.objects.newest()
+    reached, gaps = (newest.reached, newest.gaps) if newest else (0, [])
+    again = set(_odd([it.pk for it in there])) if there else set()
+    late_since: datetime = db_now() - LATE
+    for record in there:
+        if record.pk not in again:
+            continue
+        waits = record.pk > reached or any(a <= record.pk <= b for a, b, _since in gaps)
+        detail = f"{record.action} {record.target_type}/{record.target_id} by {record.actor}"
+        if not waits:
+            done.find("inserted", TABLE, record=record.pk, detail=detail)
+        elif record.at < late_since:
+            done.find("unsealed", TABLE, record=record.pk, detail=f"{detail}; see job auditSeal")
+        else:
+            done.waiting += 1

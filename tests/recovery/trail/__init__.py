@@ -1,0 +1,1 @@
+"""The audit trail: seals, archives, verification, search over all tiers."""

@@ -1,0 +1,334 @@
+"""Old records move to files, day by day; nothing is deleted that was not read back."""
+
+import json
+import random
+from datetime import date, timedelta
+
+import pytest
+from django.core.files.storage import FileSystemStorage
+
+from recovery import runner
+from recovery.clock import db_now
+from recovery.models import (
+    AppendOnlyError,
+    ArchiveStatus,
+    AuditArchive,
+    AuditRecord,
+    AuditSeal,
+    JobRun,
+    Tier,
+)
+from recovery.trail import archiving, stores
+from recovery.trail.lines import digest_of, hash_of
+from recovery.trail.stores import Store
+from tests.logs import kept
+from tests.recovery.trail.records import (
+    ARCHIVE,
+    SEAL,
+    archived,
+    done,
+    found,
+    lines_in_archives,
+    lines_in_table,
+    path_of,
+    ran,
+    repacked,
+    run_sql,
+    sealed,
+    unpacked,
+    written,
+)
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def everything(ids):
+    """Return the lines of these records in table and files; each must be there once."""
+    at = {json.loads(line)["id"]: line for line in lines_in_archives()}
+    assert len(at) == len(lines_in_archives())
+    hot = lines_in_table()
+    assert not set(at) & set(hot)
+    return [(at | hot)[pk] for pk in ids]
+
+
+def all_ids():
+    """Return the ids of what is in table and files."""
+    return {json.loads(it)["id"] for it in lines_in_archives()} | set(lines_in_table())
+
+
+def test_records_past_their_days_move_and_younger_ones_stay(settings):
+    settings.AUDIT_HOT_DAYS = 90
+    old, young = written(3, days_ago=91.01), written(3, days_ago=89.9)
+    before = lines_in_table()
+    ran(SEAL)
+    outcome = ran(ARCHIVE)
+    assert outcome.result["records_archived"] == 3
+    assert set(lines_in_table()) >= set(young)
+    assert not set(lines_in_table()) & set(old)
+    assert lines_in_archives() == [before[pk] for pk in old]
+    assert found() == []
+
+
+def test_record_that_is_not_sealed_stays():
+    (pk,) = written(days_ago=1_000)
+    assert ran(ARCHIVE).result == {}
+    assert AuditRecord.objects.filter(pk=pk).exists()
+
+
+def test_manifest_says_what_is_in_the_file():
+    old = archived(2, days_ago=100)
+    archive = AuditArchive.objects.get()
+    day = (db_now() - timedelta(days=100)).date()
+    assert archive.name == f"{day:%Y/%m}/audit-{day}-001.jsonl.gz"
+    assert (archive.status, archive.tier, archive.day) == ("done", "warm", day)
+    assert (archive.count, archive.first_id, archive.last_id) == (2, *old)
+    assert archive.first_at.date() == archive.last_at.date() == day
+    seal = AuditSeal.objects.get(archive=archive)
+    assert (archive.last_seal, archive.seal_hash) == (seal.number, seal.hash)
+    data = path_of(archive).read_bytes()
+    assert archive.size == len(data)
+    assert Store(Tier.WARM).hash_of(archive.name) == archive.sha256
+    assert path_of(archive).stat().st_mode & 0o777 == 0o640
+
+
+def test_archiving_is_on_the_record_with_its_run():
+    archived()
+    archive = AuditArchive.objects.get()
+    record = AuditRecord.objects.get(action="audit-archived")
+    assert (record.actor, record.target_type) == ("system:auditArchive", "audit-archive")
+    assert record.target_id == archive.name
+    assert record.evidence["sha256"] == archive.sha256
+    assert record.run_id == JobRun.objects.filter(job_id=ARCHIVE).latest("id").run_id
+
+
+def test_each_day_has_a_file_and_a_large_one_has_parts(monkeypatch):
+    monkeypatch.setattr(archiving, "PART_RECORDS", 4)
+    ids = [pk for _ in range(3) for pk in sealed(3, days_ago=200)] + sealed(2, days_ago=150)
+    before = lines_in_table()
+    ran(ARCHIVE)
+    archives = AuditArchive.objects.order_by("day", "part")
+    assert [(it.part, it.count) for it in archives] == [(1, 6), (2, 3), (1, 2)]
+    assert everything(ids) == [before[pk] for pk in ids]
+    assert found() == []
+
+
+def test_late_record_of_a_day_that_has_its_file_gets_another_part():
+    first = archived(days_ago=100)
+    second = archived(days_ago=100)
+    assert [it.part for it in AuditArchive.objects.order_by("part")] == [1, 2]
+    assert len(everything(first + second)) == 2
+
+
+def test_run_that_is_over_goes_on_in_the_next_one(settings):
+    settings.JOB_TIME_BUDGET_SEC = 0
+    ids = written(60, days_ago=100)
+    runner.run_job(SEAL)
+    outcomes = []
+    while not outcomes or outcomes[-1].again:
+        outcomes.append(runner.run_job(ARCHIVE))
+        assert all_ids() >= set(ids)
+    assert len(outcomes) > 3
+    assert {it.status for it in outcomes} == {"ok"}
+    assert len(everything(ids)) == 60
+    assert found() == []
+
+
+def test_lost_lease_archives_nothing(monkeypatch):
+    ids = sealed(3, days_ago=100)
+
+    def lost(_self):
+        raise runner.leases.LeaseLostError
+
+    monkeypatch.setattr(runner.Run, "renew_lease", lost)
+    assert runner.run_job(ARCHIVE).status == "failed"
+    assert not AuditArchive.objects.exists()
+    assert set(lines_in_table()) == set(ids)
+    assert AuditSeal.objects.hot().count() == 1
+
+
+def test_altered_records_stay_and_the_others_go():
+    """An archive would make what was altered look as if it had always been so."""
+    bad, good = sealed(2, days_ago=100), sealed(2, days_ago=100)
+    run_sql("UPDATE recovery_auditrecord SET actor = 'eve' WHERE id = %s", bad[0])
+    with kept() as records:
+        outcome = ran(ARCHIVE)
+    assert (outcome.status, "seals 1" in outcome.reason) == ("failed", True)
+    assert [it["seal"] for it in records if it["event"] == "audit_altered"] == [1]
+    assert set(bad) <= set(lines_in_table())
+    assert not set(good) & set(lines_in_table())
+    assert found() == [("changed", bad[0])]
+
+
+def test_seal_that_was_made_to_fit_altered_records_archives_nothing():
+    (pk,) = sealed(days_ago=100)
+    run_sql("UPDATE recovery_auditrecord SET actor = 'eve' WHERE id = %s", pk)
+    AuditSeal.objects.update(digest=digest_of([hash_of(lines_in_table()[pk])]))
+    assert ran(ARCHIVE).status == "failed"
+    assert not AuditArchive.objects.exists()
+
+
+def test_file_of_a_time_that_a_restore_undid_is_not_overwritten():
+    archived(days_ago=100)
+    first = AuditArchive.objects.get()
+    kept_bytes = path_of(first).read_bytes()
+    AuditSeal.objects.all().delete()
+    AuditArchive.objects.all().delete()
+    archived(days_ago=100)
+    assert AuditArchive.objects.filter(part=2).exists()
+    assert path_of(first).read_bytes() == kept_bytes
+
+
+def test_records_leave_for_an_archive_that_was_read_back_and_in_no_other_way():
+    archive = AuditArchive(status=ArchiveStatus.PLACING)
+    (pk,) = written()
+    with pytest.raises(AppendOnlyError):
+        AuditRecord.objects.filter(pk=pk).leave_for(archive)
+    with pytest.raises(AppendOnlyError):
+        AuditRecord.objects.all().delete()
+
+
+def test_old_files_are_put_away_and_stay_readable(settings):
+    settings.AUDIT_WARM_DAYS = 200
+    old = archived(2, days_ago=201.5)
+    young = archived(2, days_ago=199)
+    ran(ARCHIVE)
+    cold, warm = AuditArchive.objects.order_by("day")
+    assert (cold.tier, warm.tier, cold.is_doubled) == ("cold", "warm", False)
+    assert path_of(cold).exists()
+    assert not Store(Tier.WARM).has(cold.name)
+    assert path_of(warm).exists()
+    assert len(everything(old + young)) == 4
+    assert found() == []
+    record = AuditRecord.objects.filter(action="audit-archived", target_id=cold.name).first()
+    assert (record.before, record.after) == ({"tier": "warm"}, {"tier": "cold"})
+
+
+def test_damaged_file_is_not_put_away(settings):
+    settings.AUDIT_WARM_DAYS = 200
+    archived(days_ago=190)
+    settings.AUDIT_WARM_DAYS = 100
+    archive = AuditArchive.objects.get()
+    repacked(archive, unpacked(archive)[1:])
+    outcome = ran(ARCHIVE)
+    assert (outcome.status, "is not what it was" in outcome.reason) == ("failed", True)
+    archive.refresh_from_db()
+    assert (archive.tier, path_of(archive).exists()) == ("warm", True)
+    assert not Store(Tier.COLD).has(archive.name)
+
+
+def test_move_that_was_interrupted_is_ended(settings):
+    archived(days_ago=190)
+    archive = AuditArchive.objects.get()
+    data = path_of(archive).read_bytes()
+    settings.AUDIT_WARM_DAYS = 100
+    ran(ARCHIVE)
+    warm_path = Store(Tier.WARM).path_of(archive.name)
+    warm_path.write_bytes(data)
+    AuditArchive.objects.update(is_doubled=True)
+    assert ran(ARCHIVE).status == "ok"
+    archive.refresh_from_db()
+    assert (archive.is_doubled, warm_path.exists()) == (False, False)
+    assert found() == []
+
+
+class Bucket(FileSystemStorage):
+    """A store without paths, whose files are there whole or not at all."""
+
+    fails = None
+
+    def path(self, name):
+        """Have none, but for itself."""
+        if Bucket.inside:
+            return super().path(name)
+        raise NotImplementedError
+
+    inside = False
+
+    def _within(self, method, *arguments):
+        if Bucket.fails is not None and Bucket.fails():
+            raise RuntimeError("the store is not there just now")
+        Bucket.inside = True
+        try:
+            return method(*arguments)
+        finally:
+            Bucket.inside = False
+
+    def exists(self, name):
+        """Tell it."""
+        return self._within(super().exists, name) if not Bucket.inside else super().exists(name)
+
+    def delete(self, name):
+        """Delete it."""
+        self._within(super().delete, name)
+
+    def _open(self, name, mode="rb"):
+        return self._within(super()._open, name, mode)
+
+    def _save(self, name, content):
+        return self._within(super()._save, name, content)
+
+    def get_available_name(self, name, max_length=None):
+        """Overwrite."""
+        return name
+
+
+@pytest.fixture
+def bucket(settings, monkeypatch):
+    """Keep both tiers in stores without paths; yield the class, to make them fail."""
+    configured = json.loads(json.dumps(settings.STORAGES))
+    for alias in ("audit_archive", "audit_cold"):
+        configured[alias]["BACKEND"] = f"{__name__}.Bucket"
+        configured[alias]["OPTIONS"]["allow_overwrite"] = True
+    settings.STORAGES = configured
+    monkeypatch.setattr(Bucket, "fails", None)
+    return Bucket
+
+
+def test_store_without_paths_takes_archives_too(bucket, settings):
+    settings.AUDIT_WARM_DAYS = 150
+    ids = archived(3, days_ago=100) + archived(3, days_ago=160)
+    assert {it.tier for it in AuditArchive.objects.all()} == {"warm", "cold"}
+    assert len(everything(ids)) == 6
+    assert found() == []
+
+
+def test_store_that_fails_half_the_time_loses_nothing_and_doubles_nothing(bucket, settings, rnd):
+    settings.AUDIT_WARM_DAYS = 150
+    ids = [pk for days in range(100, 220, 12) for pk in sealed(2, days_ago=days)]
+    before = lines_in_table()
+    bucket.fails = lambda: rnd.random() < 0.5
+    statuses = set()
+    for _ in range(30):
+        statuses.add(runner.run_job(ARCHIVE).status)
+        fails, bucket.fails = bucket.fails, None
+        assert all_ids() >= set(ids)
+        bucket.fails = fails
+    assert "failed" in statuses
+    bucket.fails = None
+    assert ran(ARCHIVE).status == "ok"
+    assert everything(ids) == [before[pk] for pk in ids]
+    assert AuditArchive.objects.unfinished().count() == 0
+    assert done().findings == []
+
+
+@pytest.fixture
+def rnd():
+    """Return chances that are the same each time."""
+    return random.Random(7)
+
+
+def test_what_was_abandoned_aside_is_swept(monkeypatch):
+    day = (db_now() - timedelta(days=100)).date()
+    place = Store(Tier.WARM).path_of(archiving.name_of(day, 1))
+    place.parent.mkdir(parents=True)
+    left = place.with_name(f".{place.name}.0123.part")
+    left.write_bytes(b"half")
+    archived(days_ago=100)
+    assert left.exists()
+    monkeypatch.setattr(stores, "ABANDONED_S", -1)
+    archived(days_ago=100)
+    assert not left.exists()
+
+
+def test_names_sort_by_day():
+    assert archiving.name_of(date(2026, 2, 3), 1) == "2026/02/audit-2026-02-03-001.jsonl.gz"

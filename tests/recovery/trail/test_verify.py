@@ -1,0 +1,281 @@
+"""One bit, one row, one line: whatever was changed since it was sealed is named."""
+
+import gzip
+import io
+import json
+
+import pytest
+from django.core.management import call_command
+from django.db import connection
+
+from recovery.models import AuditArchive, AuditSeal, AuditSealSpan
+from recovery.trail import seals, verifying
+from recovery.trail.lines import digest_of, hash_of, marks_of
+from recovery.trail.verifying import Kept
+from tests.recovery.trail.records import (
+    archived,
+    done,
+    found,
+    lines_in_table,
+    newest,
+    path_of,
+    repacked,
+    run_sql,
+    sealed,
+    unpacked,
+    written,
+)
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+TABLE = "recovery_auditrecord"
+COLUMNS = {
+    "at": "2020-01-01 00:00:00",
+    "actor": "cli:eve",
+    "action": "job-resumed",
+    "target_type": "other",
+    "target_id": "y",
+    "reason": "another one",
+    "before": '{"a": 2}',
+    "after": '{"a": 2}',
+    "evidence": '{"a": 2}',
+    "run_id": "7e4a14aa9c2d46bfbdcdbacd4e232d3f",
+}
+
+
+def test_nothing_that_happens_by_itself_is_found():
+    archived(3)
+    sealed(4)
+    written(2)
+    verified = done()
+    assert verified.findings == []
+    # The archive has a record of its own: audit-archived.
+    assert (verified.records, verified.archives, verified.waiting) == (8, 1, 2)
+
+
+def test_empty_trail_is_sound():
+    assert found() == []
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_record_that_was_changed_in_the_table_is_named(column):
+    ids = sealed(5)
+    name = connection.ops.quote_name(column)
+    run_sql(f"UPDATE {TABLE} SET {name} = %s WHERE id = %s", COLUMNS[column], ids[2])
+    assert found() == [("changed", ids[2])]
+
+
+def test_record_that_was_removed_from_the_table_is_named():
+    ids = sealed(5)
+    run_sql(f"DELETE FROM {TABLE} WHERE id IN (%s, %s)", ids[1], ids[3])
+    assert found() == [("removed", ids[1]), ("removed", ids[3])]
+
+
+def test_record_that_was_put_into_the_table_is_named(monkeypatch):
+    monkeypatch.setattr(seals, "LATE_S", -1)
+    ids = sealed(3)
+    run_sql(f"UPDATE {TABLE} SET id = %s WHERE id = %s", ids[-1] + 5, ids[-1])
+    written()
+    assert found()[0] == ("removed", ids[-1])
+
+
+def test_archived_record_that_came_back_into_the_table_is_named():
+    (pk,) = archived()
+    (other,) = sealed()
+    run_sql(f"UPDATE {TABLE} SET id = %s WHERE id = %s", pk, other)
+    assert ("inserted", pk) in found()
+
+
+def test_all_that_was_done_to_one_seal_is_named_in_order():
+    ids = sealed(5)
+    run_sql(f"DELETE FROM {TABLE} WHERE id = %s", ids[4])
+    run_sql(f"UPDATE {TABLE} SET actor = 'eve' WHERE id = %s", ids[0])
+    assert found() == [("changed", ids[0]), ("removed", ids[4])]
+
+
+@pytest.mark.parametrize("column", ["digest", "hash", "previous", "mac", "day", "at"])
+def test_seal_that_was_changed_is_named(column):
+    sealed(2)
+    sealed(2)
+    AuditSeal.objects.filter(number=1).update(
+        **{column: {"day": "2020-01-01", "at": "2020-01-01T00:00Z"}.get(column, "0" * 64)}
+    )
+    first = done().findings[0]
+    assert (first.what, first.seal) == ("seal-changed", 1)
+
+
+def test_marks_and_spans_that_were_changed_are_found():
+    ids = sealed(2)
+    marks = newest().marks
+    AuditSeal.objects.update(marks=b"\0" * 16)
+    assert [it.what for it in done().findings] == ["seal-changed"]
+    AuditSeal.objects.update(marks=marks)
+    assert found() == []
+    AuditSealSpan.objects.update(first_id=ids[1])
+    assert {it.what for it in done().findings} >= {"seal-changed", "inserted"}
+
+
+def test_seal_that_was_made_by_somebody_without_the_key_is_named():
+    """Whoever may write to the database can make a chain that fits, but cannot sign it."""
+    (pk,) = sealed()
+    run_sql(f"UPDATE {TABLE} SET actor = 'eve' WHERE id = %s", pk)
+    seal = newest()
+    hashes = [hash_of(lines_in_table()[pk])]
+    seal.digest, seal.marks = digest_of(hashes), marks_of(hashes)
+    seal.hash = seals.hash_of_seal(seal, seal.ranges())
+    seal.save()
+    (first,) = done().findings
+    assert (first.what, first.seal) == ("seal-changed", 1)
+    assert "signed" in first.detail
+
+
+def test_seals_that_were_removed_with_their_records_are_missed():
+    sealed()
+    middle = sealed()
+    sealed()
+    run_sql(f"DELETE FROM {TABLE} WHERE id = %s", middle[0])
+    AuditSeal.objects.filter(number=2).delete()
+    first = done().findings[0]
+    assert (first.what, first.seal) == ("seal-removed", 2)
+
+
+def test_end_of_the_chain_that_was_cut_off_is_missed_by_the_seal_that_was_kept():
+    sealed()
+    last = sealed()
+    kept = Kept(newest().number, newest().hash)
+    assert found(kept) == []
+    run_sql(f"DELETE FROM {TABLE} WHERE id = %s", last[0])
+    AuditSeal.objects.filter(number=2).delete()
+    assert found() == []
+    (first,) = done(kept).findings
+    assert (first.what, first.seal) == ("seal-removed", 2)
+    assert [it.what for it in done(Kept(1, "0" * 64)).findings] == ["seal-removed"]
+
+
+def the_archive():
+    """Return the only archive, and the ids in it."""
+    ids = archived(5)
+    return AuditArchive.objects.get(), ids
+
+
+def test_line_that_was_changed_in_a_file_is_named():
+    archive, ids = the_archive()
+    lines = unpacked(archive)
+    repacked(archive, [*lines[:2], lines[2].replace(b"cli:ann", b"cli:anm"), *lines[3:]])
+    assert found() == [("changed", ids[2])]
+
+
+def test_line_that_was_removed_from_a_file_is_named():
+    archive, ids = the_archive()
+    lines = unpacked(archive)
+    repacked(archive, [*lines[:2], *lines[3:]])
+    assert found() == [("removed", ids[2])]
+
+
+def test_line_that_was_put_into_a_file_is_named():
+    archive, ids = the_archive()
+    lines = unpacked(archive)
+    strange = lines[2].replace(f'"id":{ids[2]},'.encode(), b'"id":999999,')
+    repacked(archive, [*lines[:2], strange, *lines[2:]])
+    assert found() == [("inserted", 999999)]
+    repacked(archive, [*lines[:2], lines[1], *lines[2:]])
+    assert found() == [("inserted", ids[1])]
+    repacked(archive, [*lines[:2], b"hello\n", *lines[2:]])
+    assert [what for what, _ in found()] == ["inserted"]
+
+
+def test_lines_in_another_order_are_found():
+    archive, _ids = the_archive()
+    lines = unpacked(archive)
+    repacked(archive, [lines[1], lines[0], *lines[2:]])
+    assert [what for what, _ in found()] == ["seal-changed"]
+
+
+def test_seal_that_was_removed_from_a_file_is_found():
+    archive, _ids = the_archive()
+    repacked(archive, unpacked(archive)[:-1])
+    assert found() != []
+    repacked(archive, [])
+    assert [what for what, _ in found()] == ["removed"]
+
+
+@pytest.mark.parametrize("part", [0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.9999])
+@pytest.mark.parametrize("bit", [1, 128])
+def test_any_bit_of_a_file_that_was_flipped_is_found(part, bit):
+    archive, _ids = the_archive()
+    data = bytearray(path_of(archive).read_bytes())
+    data[int(part * len(data))] ^= bit
+    path_of(archive).write_bytes(data)
+    first = done().findings[0]
+    assert first.place == archive.name
+    assert first.record is not None or first.what.startswith(("file-", "seal-"))
+
+
+def test_every_single_bit_of_a_file_is_guarded():
+    archive, _ids = the_archive()
+    data = path_of(archive).read_bytes()
+    for at in range(0, len(data) * 8, 37):
+        flipped = bytearray(data)
+        flipped[at // 8] ^= 1 << (at % 8)
+        path_of(archive).write_bytes(flipped)
+        assert found() != [], f"bit {at}"
+
+
+def test_file_that_is_away_or_cut_off_is_named_with_its_first_record():
+    archive, ids = the_archive()
+    data = path_of(archive).read_bytes()
+    path_of(archive).write_bytes(data[: len(data) // 2])
+    (cut,) = done().findings
+    assert (cut.what, cut.place) == ("file-damaged", archive.name)
+    assert cut.record in ids
+    path_of(archive).unlink()
+    assert found() == [("file-missing", ids[0])]
+
+
+def test_file_packed_anew_with_the_same_records_is_told_apart():
+    archive, _ids = the_archive()
+    path_of(archive).write_bytes(gzip.compress(b"".join(unpacked(archive)), 1, mtime=1))
+    assert [what for what, _ in found()] == ["file-changed"]
+
+
+def test_findings_are_not_endless(monkeypatch):
+    monkeypatch.setattr(verifying, "MOST_FINDINGS", 3)
+    sealed(10)
+    run_sql(f"UPDATE {TABLE} SET actor = 'eve'")
+    assert len(done().findings) >= 3
+
+
+def commanded(*arguments):
+    """Return the status and the JSON of a command."""
+    out = io.StringIO()
+    try:
+        call_command("audit", *arguments, "--json", stdout=out)
+    except SystemExit as left:
+        return left.code, json.loads(out.getvalue())
+    return 0, json.loads(out.getvalue())
+
+
+def test_command_names_the_first_and_exits_1():
+    ids = sealed(3)
+    status, document = commanded("verify")
+    assert (status, document["findings"], document["records"]) == (0, [], 3)
+    kept = f"{document['newest']['seal']}:{document['newest']['hash']}"
+    assert commanded("verify", "--kept", kept)[0] == 0
+    run_sql(f"UPDATE {TABLE} SET reason = 'x' WHERE id = %s", ids[1])
+    status, document = commanded("verify")
+    assert status == 1
+    assert document["findings"][0] == {
+        "what": "changed",
+        "place": "table",
+        "record": ids[1],
+        "seal": 1,
+        "detail": "job-paused job/x by cli:ann",
+    }
+
+
+def test_seal_command_prints_what_kept_takes():
+    written(2)
+    status, document = commanded("seal")
+    assert (status, document["newest"]["seal"]) == (0, 1)
+    assert commanded("verify", "--kept", f"1:{document['newest']['hash']}")[0] == 0
+    assert commanded("verify", "--kept", f"1:{'0' * 64}")[0] == 1
