@@ -17,6 +17,7 @@ if any(len(key) < SEAL_KEY_MIN_CHARS for key in AUDIT_SEAL_KEYS):
         secret=True,
     )
     AUDIT_SEAL_KEYS = []
+AUDIT_TRIGGERS = env.boolean("AUDIT_TRIGGERS", default=True)
 AUDIT_S3_ENDPOINT = env.url("AUDIT_S3_ENDPOINT", ("http", "https"), "https://s3.example.com")
 
 

@@ -12,7 +12,7 @@ import dj_database_url
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from settings.archives import AUDIT_SEAL_KEYS, storage_of
+from settings.archives import AUDIT_SEAL_KEYS, AUDIT_TRIGGERS, storage_of  # noqa: F401
 from settings.env import env
 from settings.jobs import *  # noqa: F403
 from settings.jobs import (

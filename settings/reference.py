@@ -110,6 +110,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "JOB_ARCHIVE_PERIOD_SEC": "period of `auditArchive`, in s",
         "JOB_SEAL_PERIOD_SEC": "period of `auditSeal`, in s",
         "AUDIT_SEAL_KEYS": "keys of the seals, the newest first; empty: made of `SECRET_KEY`",
+        "AUDIT_TRIGGERS": "`migrate` makes triggers that keep audit records (MariaDB, MySQL)",
         "AUDIT_HOT_DAYS": "days that audit records stay in the database",
         "AUDIT_WARM_DAYS": "days that archives are kept at hand",
         "AUDIT_ARCHIVE": "archives at hand: a folder that all workers share, or `s3://bucket/prefix`; empty: `audit/warm/` in `VAR_DIR`",

@@ -28,6 +28,7 @@ def pytest_configure() -> None:
         pytest.exit("RECOVERY_FAULTPOINTS is set: every test would meet it", 2)
     if settings.REDIS_URL and redis.Redis.from_url(settings.REDIS_URL).dbsize():
         pytest.exit("the Redis database of REDIS_URL holds keys, which tests would flush", 2)
+    settings.AUDIT_TRIGGERS = False  # each test empties all tables
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

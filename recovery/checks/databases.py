@@ -11,6 +11,8 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004
 from django.db import connections
 
+from recovery.trail import guards
+
 MARIADB_SINCE, MYSQL_SINCE = (10, 6), (8, 0)
 CHARSET, ENGINE = "utf8mb4", "InnoDB"
 UTC = ("+00:00", "UTC")
@@ -37,7 +39,27 @@ def check_database(
         connection: Any = connections[alias]  # its vendor's own attributes are not declared
         if connection.vendor == "mysql":
             found += [*_version(connection), *_session(connection), *_schema(connection)]
+            found += _guards(alias)
     return found
+
+
+def _guards(alias: str) -> Iterator[CheckMessage]:
+    """Audit records are kept by triggers, too, once their table is there."""
+    if not settings.AUDIT_TRIGGERS or "recovery_auditarchive" not in _tables(alias):
+        return
+    if missing := guards.missing(alias):
+        yield Warning(
+            f"Audit records of database {alias!r} can be changed and deleted by whoever may write"
+            f" to it: {', '.join(missing)} missing.",
+            hint="Run migrate, or let an administrator run what `audit guard --sql` prints;"
+            " AUDIT_TRIGGERS=false where that is not to be.",
+            id="recovery.W034",
+        )
+
+
+def _tables(alias: str) -> list[str]:
+    with connections[alias].cursor() as cursor:
+        return list(connections[alias].introspection.table_names(cursor))
 
 
 def _version(connection: Any) -> Iterator[CheckMessage]:

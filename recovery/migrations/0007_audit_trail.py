@@ -5,6 +5,13 @@ import django.db.models.functions.datetime
 import recovery.fields
 from django.db import migrations, models
 
+from recovery.trail import guards
+
+
+def take_down(apps, schema_editor):
+    """The guards of the table ask tables that are about to go."""
+    guards.take_down(schema_editor.connection.alias)
+
 
 class Migration(migrations.Migration):
 
@@ -43,7 +50,7 @@ class Migration(migrations.Migration):
                 'verbose_name': 'audit archive',
                 'verbose_name_plural': 'audit archives',
                 'ordering': ['-day', '-part'],
-                'indexes': [models.Index(fields=['status', 'tier', 'day'], name='auditarchive_status'), models.Index(fields=['is_doubled'], name='auditarchive_doubled'), models.Index(fields=['last_at'], name='auditarchive_last_at')],
+                'indexes': [models.Index(fields=['status', 'tier', 'day'], name='auditarchive_state'), models.Index(fields=['is_doubled'], name='auditarchive_doubled'), models.Index(fields=['last_at'], name='auditarchive_last_at')],
                 'constraints': [models.CheckConstraint(condition=models.Q(('status__in', ['placing', 'written', 'done'])), name='auditarchive_status'), models.CheckConstraint(condition=models.Q(('tier__in', ['warm', 'cold'])), name='auditarchive_tier'), models.UniqueConstraint(fields=('day', 'part'), name='auditarchive_day_part')],
             },
         ),
@@ -131,4 +138,5 @@ class Migration(migrations.Migration):
             model_name='restoredrecord',
             index=models.Index(fields=['run_id', 'id'], name='restored_run'),
         ),
+        migrations.RunPython(migrations.RunPython.noop, take_down),
     ]

@@ -109,7 +109,7 @@ class AuditArchive(models.Model):
             models.UniqueConstraint(fields=["day", "part"], name="auditarchive_day_part"),
         ]
         indexes = [
-            models.Index(fields=["status", "tier", "day"], name="auditarchive_status"),
+            models.Index(fields=["status", "tier", "day"], name="auditarchive_state"),
             models.Index(fields=["is_doubled"], name="auditarchive_doubled"),
             models.Index(fields=["last_at"], name="auditarchive_last_at"),
         ]

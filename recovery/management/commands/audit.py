@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from django.core.management.base import CommandParser
+from django.db import DatabaseError, connection
 from django.utils import timezone
 from tqdm import tqdm
 
@@ -21,7 +22,7 @@ from recovery.models import AuditRecord, AuditSeal
 from recovery.models.seals import HEX_LENGTH
 from recovery.search import Search, UnboundedError, archived_of, as_dict, find
 from recovery.spool import Spool
-from recovery.trail import copies, exporting, verifying
+from recovery.trail import copies, exporting, guards, verifying
 from recovery.trail.reading import Archived
 
 SHOWN = 50
@@ -39,7 +40,7 @@ class Command(OperatorCommand):
 
     def add_options(self, parser: CommandParser) -> None:
         """Take what to do, and which records."""
-        names = "search|verify|archive|restore|export|seal"
+        names = "search|verify|archive|restore|export|seal|guard"
         doing = parser.add_subparsers(dest="doing", metavar=names)
         search = doing.add_parser("search", help="print the records that fit, newest first")
         _add_filters(search)
@@ -62,6 +63,12 @@ class Command(OperatorCommand):
         export.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty one")
         _add_filters(export)
         doing.add_parser("seal", help="seal now, and print the newest seal to keep it elsewhere")
+        guard = doing.add_parser("guard", help="the database's triggers that keep audit records")
+        how = guard.add_mutually_exclusive_group()
+        how.add_argument("--up", action="store_true", help="make those that are missing")
+        how.add_argument("--down", action="store_true", help="remove them; it is recorded")
+        how.add_argument("--sql", action="store_true", help="print them, for an administrator")
+        guard.add_argument("--reason", default="", help="why they are removed")
 
     def run(self, **options: Any) -> int:
         """Do what was asked for."""
@@ -77,6 +84,7 @@ class Command(OperatorCommand):
             "restore": self.restore,
             "export": self.export,
             "seal": self.seal,
+            "guard": self.guard,
         }
         return does[options["doing"]](options)
 
@@ -230,6 +238,33 @@ class Command(OperatorCommand):
         self.document |= {"newest": _seal_facts(newest)}
         self.say_newest(newest)
         return status
+
+    def guard(self, options: Mapping[str, Any]) -> int:
+        """Say which guards stand; put them up, take them down, or print them."""
+        if options["sql"]:
+            self.document = {"sql": [it.sql() for it in guards.GUARDS]}
+            self.say("DELIMITER //")
+            for guard in guards.GUARDS:
+                self.say(f"DROP TRIGGER IF EXISTS {guard.name}//\n{guard.sql()}//")
+            self.say("DELIMITER ;")
+            return DONE
+        if connection.vendor != "mysql":
+            raise UsageError("audit guard: SQLite has none; they are MariaDB's and MySQL's")
+        if options["down"] and not options["reason"].strip():
+            raise UsageError("audit guard --down: say why with --reason")
+        try:
+            if options["down"]:
+                guards.lower(actor=cli_actor(), reason=options["reason"])
+            elif options["up"]:
+                guards.put_up()
+        except DatabaseError as error:
+            self.stderr.write(f"the database refused: {error}; see audit guard --sql")
+            self.document = {"error": str(error)}
+            return WRONG
+        missing = guards.missing()
+        self.document = {"missing": missing, "standing": len(guards.GUARDS) - len(missing)}
+        self.say(f"missing: {', '.join(missing)}" if missing else "all guards stand")
+        return WRONG if missing and not options["down"] else DONE
 
 
 def _add_filters(parser: Any) -> None:
