@@ -121,7 +121,9 @@ def _with_archived(hot: Iterator[AuditRecord], archived: Archived) -> Iterator[A
     """Yield both in one order; what is on its way from the table to a file is yielded once."""
     archived.look()
     for record in hot:
-        yield from archived.above(archived.key(record))
+        place = archived.key(record)
+        yield from archived.above(place)
+        archived.passed = place
         yield record
     archived.look()
     yield from archived.above(None)

@@ -77,6 +77,8 @@ class Archived:
     unread: list[AuditArchive] = field(default_factory=list)
     """Files for which there was no time."""
     opened: int = 0
+    passed: Key | None = None
+    """The place of the last record that was yielded, from wherever: all others are below."""
     _known: int = 0
     _waiting: list[tuple[Key, int, AuditArchive]] = field(default_factory=list)
     _heads: list[tuple[Key, int, list[tuple[Key, AuditRecord]]]] = field(default_factory=list)
@@ -99,7 +101,10 @@ class Archived:
         )
 
     def above(self, bound: Key | None) -> Iterator[AuditRecord]:
-        """Yield the records above a place, and pass over the one that is there; None: all."""
+        """Yield the records above a place and below what was yielded before; None: all of them.
+
+        What was read from the table and moved to a file since is passed over.
+        """
         while True:
             self._open(bound)
             if not self._heads:
@@ -113,7 +118,8 @@ class Archived:
                 heapq.heapreplace(self._heads, (_falling(found[-1][0]), pk, found))
             else:
                 heapq.heappop(self._heads)
-            if place != bound:
+            if place != bound and (self.passed is None or place < self.passed):
+                self.passed = place
                 yield record
 
     def _open(self, bound: Key | None) -> None:
