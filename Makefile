@@ -89,8 +89,9 @@ COMPILE := $(UV) pip compile pyproject.toml --universal --python-version 3.11 --
 
 lock: ## resolve the lock files anew (needs uv)
 	$(COMPILE) --output-file requirements/runtime.lock
-	$(COMPILE) --extra mysql --extra server --extra tracing --group dev --output-file requirements/dev.lock
-	$(COMPILE) --extra mysql --extra server --extra tracing --constraint requirements/dev.lock \
-		--output-file requirements/production.lock
+	$(COMPILE) --extra mysql --extra server --extra s3 --extra tracing --group dev \
+		--output-file requirements/dev.lock
+	$(COMPILE) --extra mysql --extra server --extra s3 --extra tracing \
+		--constraint requirements/dev.lock --output-file requirements/production.lock
 	$(COMPILE) --extra mysql --extra server --group bench --constraint requirements/dev.lock \
 		--output-file requirements/bench.lock

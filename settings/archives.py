@@ -1,5 +1,6 @@
 """Where archives of audit records are kept: a folder, or a bucket by the extra ``s3``."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,6 +41,8 @@ def storage_of(key: str, default: Path) -> dict[str, Any]:
 
 
 def _bucket(key: str, place: str) -> dict[str, Any]:
+    if find_spec("storages") is None:
+        env.refuse(key, "a folder, as long as pip install 'split-recovery[s3]' was not run")
     parts = urlsplit(place)
     if not parts.netloc or "@" in parts.netloc:
         env.refuse(key, "s3://bucket/prefix (credentials go by AWS's own variables)", secret=True)
