@@ -3,7 +3,9 @@
 from datetime import datetime
 
 from ledger.models import OutboxEntry, OutboxQuerySet
-from recovery.retention import retention
+from recovery.retention import keep_for_ever, retention
+
+keep_for_ever("ledger.Account", "ledger.Transaction", "ledger.Posting")
 
 
 @retention("outbox_entries", days_setting="OUTBOX_RETENTION_DAYS", by="created_at")

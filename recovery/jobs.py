@@ -71,7 +71,8 @@ def _retain(run: Run, counts: Counter[str]) -> bool:
     """Delete what is past its retention; True: the run is over before all of it."""
     now = db_now()
     for rule in retention.all_rules():
-        for count in rule.sweep(now, seal=run.renew_lease):
+        tell = retention.on_record(rule, now, actor=run.actor, run_id=run.run_id)
+        for count in rule.sweep(now, seal=run.renew_lease, tell=tell):
             counts[f"{rule.name}_deleted"] += count
             run.progressed()
             if run.over():

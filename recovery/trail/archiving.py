@@ -5,12 +5,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from functools import partial
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Count, Sum
 
 from recovery import audit
 from recovery.clock import db_now
@@ -102,7 +103,7 @@ def _collecting(
 
 
 def _write_due(run: Run) -> Iterator[dict[str, int]]:
-    before = (db_now() - timedelta(days=settings.AUDIT_HOT_DAYS)).date()
+    before = _hot_since(db_now())
     altered: set[int] = set()
     while (seals := _next_seals(before, altered)) is not None:
         made = _write(seals, run, altered)
@@ -114,6 +115,26 @@ def _write_due(run: Run) -> Iterator[dict[str, int]]:
         raise AlteredRecordsError(
             f"{AlteredRecordsError.__doc__} audit verify names them (seals {names})"
         )
+
+
+def due(now: datetime) -> tuple[int, int]:
+    """Return of how many days records are to be archived, and how many records."""
+    seals = due_seals(_hot_since(now)).order_by()
+    facts = seals.aggregate(days=Count("day", distinct=True), records=Sum("count"))
+    return facts["days"], facts["records"] or 0
+
+
+def due_to_be_put_away(now: datetime) -> int:
+    """Return how many archives are to be put away."""
+    return AuditArchive.objects.to_put_away(_warm_since(now)).count()
+
+
+def _hot_since(now: datetime) -> date:
+    return (now - timedelta(days=settings.AUDIT_HOT_DAYS)).date()
+
+
+def _warm_since(now: datetime) -> date:
+    return (now - timedelta(days=settings.AUDIT_WARM_DAYS)).date()
 
 
 def due_seals(before: date) -> Any:
@@ -320,7 +341,7 @@ def _mark_done(made: AuditArchive, run: Run) -> None:
 
 def put_away(run: Run) -> Iterator[dict[str, int]]:
     """Move archives past their days to the cold tier; yield counts after each."""
-    before = (db_now() - timedelta(days=settings.AUDIT_WARM_DAYS)).date()
+    before = _warm_since(db_now())
     warm, cold = Store(Tier.WARM), Store(Tier.COLD)
     for made in AuditArchive.objects.to_put_away(before).order_by("day", "part"):
         if made.tier == Tier.WARM:

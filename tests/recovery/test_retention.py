@@ -1,15 +1,21 @@
 """What is past its days goes, a few rows at a time, and nobody waits for it."""
 
-from datetime import timedelta
+import copy
+import io
+import json
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 
 import pytest
+from django.apps import apps
+from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.models.functions import Now
 from django_q.models import Task
 
 from recovery import retention, runner
 from recovery.clock import db_now
-from recovery.models import Job, JobRun
+from recovery.models import AuditRecord, Job, JobRun
 from recovery.pacing import next_size
 from recovery.retention import LEAST_ROWS, LONGEST_S, MOST_ROWS, Rule
 from tests.recovery.engine import NAME, in_thread
@@ -157,3 +163,102 @@ def test_rules_of_all_apps_are_found():
         "expired_sessions", "failed_tasks", "job_runs", "outbox_entries", "plan_rows", "plans",
         "stuck_sightings",
     }  # fmt: skip
+
+
+def records():
+    """Return the records of what was deleted."""
+    return AuditRecord.objects.filter(action="retention-applied").order_by("pk")
+
+
+def test_deleting_is_on_the_record_once_a_rule_and_run(monkeypatch):
+    monkeypatch.setattr(retention, "FIRST_ROWS", 2)
+    monkeypatch.setattr(retention, "MOST_ROWS", 2)
+    aged(100, 101, 102, 103, 104)
+    task("old", 7.01)
+    outcome = runner.run_job(JOB)
+    assert outcome.result == {"job_runs_deleted": 5, "failed_tasks_deleted": 1}
+    run = JobRun.objects.get(job_id=JOB)
+    tasks, runs = records()
+    assert [it.target_id for it in (tasks, runs)] == ["failed_tasks", "job_runs"]
+    assert (runs.actor, runs.run_id) == ("system:auditArchive", run.run_id)
+    assert (runs.target_type, runs.reason) == ("retention", "JOB_RUN_RETENTION_DAYS=7")
+    assert runs.evidence["table"] == "recovery_jobrun"
+    before = datetime.fromisoformat(runs.evidence["before"])
+    assert timedelta(days=7) <= db_now() - before < timedelta(days=7.1)
+    assert runner.run_job(JOB).result == {}
+    assert records().count() == 2
+
+
+@contextmanager
+def unwritable():
+    """Let the database itself refuse every audit record."""
+    refusal = {
+        "sqlite": "BEGIN SELECT RAISE(ABORT, 'no records'); END",
+        "mysql": "FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no records'",
+    }[connection.vendor]
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE TRIGGER no_records BEFORE INSERT ON recovery_auditrecord {refusal}")
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TRIGGER no_records")
+
+
+def test_nothing_is_deleted_that_cannot_be_put_on_the_record():
+    aged(100, 101)
+    with unwritable():
+        outcome = runner.run_job(JOB)
+    assert (outcome.status, "no records" in outcome.reason) == ("failed", True)
+    assert len(left()) == 2
+    assert runner.run_job(JOB).result == {"job_runs_deleted": 2}
+
+
+def test_preview_says_what_the_next_run_deletes():
+    aged(100, 101, 1)
+    task("old", 7.01)
+    out = io.StringIO()
+    call_command("audit", "archive", "--dry-run", "--json", stdout=out)
+    document = json.loads(out.getvalue())
+    seen = {f"{it['name']}_deleted": it["rows"] for it in document["rules"] if it["rows"]}
+    assert len(document["rules"]) == len(retention.all_rules())
+    assert len(left()) == 3
+    assert runner.run_job(JOB).result == seen == {"job_runs_deleted": 2, "failed_tasks_deleted": 1}
+
+
+def test_preview_of_records_is_what_the_next_run_archives(settings, tmp_path):
+    stores = copy.deepcopy(settings.STORAGES)
+    stores["audit_archive"]["OPTIONS"]["location"] = str(tmp_path)
+    settings.STORAGES = stores
+    for days in (100, 100, 101):
+        record = {"actor": "a", "action": "b", "target_type": "c", "target_id": "d"}
+        AuditRecord(at=db_now() - timedelta(days=days), **record).save()
+    runner.run_job("auditSeal")
+    out = io.StringIO()
+    call_command("audit", "archive", "--dry-run", stdout=out)
+    assert "audit records to archive: 3, of 2 days" in out.getvalue()
+    assert runner.run_job(JOB).result["records_archived"] == 3
+
+
+KEPT = [
+    "AuditRecord",
+    "AuditSeal",
+    "AuditSealSpan",
+    "AuditArchive",
+    "Account",
+    "Transaction",
+    "Posting",
+]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_must_stay_no_rule_deletes(name):
+    model = next(it for it in apps.get_models() if it.__name__ == name)
+    rule = Rule("wrong", "", "pk", lambda _before: model._default_manager.all())
+    with pytest.raises(retention.MustStayError, match=model._meta.db_table):
+        next(rule.sweep(db_now(), seal=lambda: None))
+
+
+def test_no_rule_is_about_what_must_stay():
+    for rule in retention.all_rules():
+        retention.require_deletable(rule, db_now())

@@ -13,16 +13,16 @@ from django.db import DatabaseError, connection
 from django.utils import timezone
 from tqdm import tqdm
 
-from recovery import ages, runner
+from recovery import ages, retention, runner
 from recovery.audit import cli_actor
 from recovery.clock import db_now
 from recovery.commands import DONE, WRONG, OperatorCommand, UsageError
 from recovery.management.commands.run_job import status_of
-from recovery.models import AuditRecord, AuditSeal
+from recovery.models import AuditArchive, AuditRecord, AuditSeal
 from recovery.models.seals import HEX_LENGTH
 from recovery.search import Search, UnboundedError, archived_of, as_dict, find
 from recovery.spool import Spool
-from recovery.trail import copies, exporting, guards, verifying
+from recovery.trail import archiving, copies, exporting, guards, verifying
 from recovery.trail.reading import Archived
 
 SHOWN = 50
@@ -189,6 +189,22 @@ class Command(OperatorCommand):
 
     def preview(self) -> int:
         """Print what would be archived and deleted."""
+        now = db_now()
+        days, records = archiving.due(now)
+        rules = [it.as_dict() for it in retention.previews(now)]
+        waiting = AuditArchive.objects.unfinished().count()
+        away = archiving.due_to_be_put_away(now)
+        self.document = {
+            "records": records,
+            "days": days,
+            "unfinished": waiting,
+            "to_put_away": away,
+            "rules": rules,
+        }
+        self.say(f"audit records to archive: {records}, of {days} days (AUDIT_HOT_DAYS)")
+        self.say(f"archives to put away: {away} (AUDIT_WARM_DAYS); to finish: {waiting}")
+        for it in rules:
+            self.say(f"{it['name']:<18} {it['rows']:>9} rows of {it['table']} ({it['policy']})")
         return DONE
 
     def restore(self, options: Mapping[str, Any]) -> int:
