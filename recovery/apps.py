@@ -15,6 +15,7 @@ class RecoveryConfig(AppConfig):
     def ready(self) -> None:
         """Import what every app registers, from files of the same names in each."""
         from recovery import metrics, registry, sqlite, tallies  # noqa: F401
+        from recovery.trail import gauges  # noqa: F401
 
         autodiscover_modules("jobs", "actions", "metrics", "retention", "checks", "selfcheck")
         if settings.METRICS_ENABLED:
