@@ -53,6 +53,8 @@ check: setup ## lint, format, types, contracts, migrations, system checks, locks
 		DATABASE_URL=mysql://user:password@db.example/recovery \
 		REDIS_URL=rediss://:password@cache.example:6379/0 METRICS_TOKEN=bearer-of-the-scraper \
 		DEBUG=false PROXY_COUNT=1 ALLOWED_HOSTS=recovery.example \
+		AUDIT_SEAL_KEYS=a-key-of-the-seals-alone-0123456789 \
+		AUDIT_ARCHIVE=/var/lib/recovery-audit/warm AUDIT_COLD=/var/lib/recovery-audit/cold \
 		$(RUN) manage.py check --deploy --fail-level WARNING
 	$(RUN) .ci/hygiene.py
 

@@ -16,7 +16,7 @@ class RecoveryConfig(AppConfig):
     def ready(self) -> None:
         """Import what every app registers, from files of the same names in each."""
         from recovery import metrics, registry, sqlite, tallies  # noqa: F401
-        from recovery.trail import guards
+        from recovery.trail import gauges, guards  # noqa: F401 - the former registers
 
         autodiscover_modules("jobs", "actions", "metrics", "retention", "checks", "selfcheck")
         post_migrate.connect(guards.after_migrate, sender=self)

@@ -113,7 +113,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "AUDIT_TRIGGERS": "`migrate` makes triggers that keep audit records (MariaDB, MySQL)",
         "AUDIT_HOT_DAYS": "days that audit records stay in the database",
         "AUDIT_WARM_DAYS": "days that archives are kept at hand",
-        "AUDIT_ARCHIVE": "archives at hand: a folder that all workers share, or `s3://bucket/prefix`; empty: `audit/warm/` in `VAR_DIR`",
+        "AUDIT_ARCHIVE": "archives at hand: a shared folder or `s3://bucket/prefix`; empty: `audit/warm/` in `VAR_DIR`",
         "AUDIT_COLD": "archives put away, likewise; empty: `audit/cold/` in `VAR_DIR`",
         "AUDIT_S3_ENDPOINT": "of a store that speaks S3 and is not Amazon's",
     },

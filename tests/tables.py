@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from tests.ledger.test_query_plans import explain, index_of
 
 
-def store_many(model: type[Model], count: int, **given: Any) -> None:
+def store_many(model: type[Model], count: int, /, **given: Any) -> None:
     """Store ``count`` rows in one statement; a field is given as ``Sql`` or by its value."""
     columns: dict[str, tuple[str, list[Any]]] = {}
     for field in model._meta.concrete_fields:

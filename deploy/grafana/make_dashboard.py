@@ -16,6 +16,7 @@ JOBS = (
     "recoverFinalizeStuck",
     "runRecoveryPlans",
     "metricsCollect",
+    "auditSeal",
     "auditArchive",
 )
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -98,6 +99,7 @@ FIGURES = (
     figure("Orders quarantined", state("split_orders", 'state="quarantined"')),
     figure("Orders failed", state("split_orders", 'state="failed"')),
     figure("Orders overdue", state("split_orders_overdue")),
+    figure("Audit unsealed for", state("audit_unsealed_age_seconds"), "s", bad_from=3_600),
     figure("Redis away", state("job_lock_degraded")),
     figure("Age of the states", state("metrics_sample_age_seconds"), "s", bad_from=120),
     Panel(
@@ -163,6 +165,30 @@ OF_JOB = {
     "recoverFinalizeStuck": (ORDERS[0], ORDERS[2]),
     "metricsCollect": (
         Panel("Age of the states", [(state("metrics_sample_age_seconds"), "age")], "s"),
+    ),
+    "auditSeal": (
+        Panel(
+            "Oldest record in no seal", [(state("audit_unsealed_age_seconds"), "unsealed for")], "s"
+        ),
+        Panel(
+            "Newest seal",
+            [(state("audit_seal_number"), "number")],
+            about="It rises or stands still. Where it falls, the database was restored or seals are gone.",
+        ),
+        Panel(
+            "Newest seal: the first 48 bits of its hash",
+            [(state("audit_seal_fingerprint"), "fingerprint")],
+            "none",
+            about="What the chain must have been, to compare with: the runbook says how.",
+        ),
+    ),
+    "auditArchive": (
+        Panel(
+            "Records past their days for",
+            [(state("audit_archive_overdue_seconds"), "overdue")],
+            "s",
+            about="Up to a day is normal.",
+        ),
     ),
 }
 """What belongs to one job, beyond what each has."""

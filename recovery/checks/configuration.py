@@ -1,6 +1,7 @@
 """Settings against each other."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from django.apps import AppConfig
@@ -15,6 +16,13 @@ PERIODS_UNTIL_LATE = 3
 def is_server(url: str) -> bool:
     """Tell whether ``url`` is that of a database server, not of a SQLite file."""
     return url.startswith("mysql:")
+
+
+def folder_of(alias: str) -> Path | None:
+    """Return the folder of a storage; None: it is a bucket."""
+    store = settings.STORAGES[alias]
+    is_folder = store["BACKEND"].endswith(".FileSystemStorage")
+    return Path(store["OPTIONS"]["location"]).resolve() if is_folder else None
 
 
 @register()
@@ -66,6 +74,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) -> l
         *_false_alarms(),
         *_flat_backoff(),
         *_lonely_counters(),
+        *_one_place_for_both_tiers(),
     ]
 
 
@@ -165,3 +174,20 @@ def _without_database() -> CheckMessage:
         hint="Set DATABASE_URL=mysql://user:password@host:3306/name, or unset REDIS_URL.",
         id="recovery.W007",
     )
+
+
+def _one_place_for_both_tiers() -> Iterator[CheckMessage]:
+    warm, cold = (_place_of(alias) for alias in ("audit_archive", "audit_cold"))
+    if warm == cold:
+        yield Error(
+            f"AUDIT_ARCHIVE and AUDIT_COLD are one place, {warm}: an archive that is put away"
+            " would be removed from where it was, and so be gone.",
+            hint="Set each to a folder, or to a prefix, of its own.",
+            id="recovery.E016",
+        )
+
+
+def _place_of(alias: str) -> str:
+    options = settings.STORAGES[alias]["OPTIONS"]
+    folder = folder_of(alias)
+    return f"{folder}" if folder else f"s3://{options['bucket_name']}/{options['location']}"

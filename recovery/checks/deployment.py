@@ -3,6 +3,7 @@
 import ipaddress
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,9 +12,11 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004
 from redis.connection import parse_url
 
-from recovery.checks.configuration import is_server
+from recovery.checks.configuration import folder_of, is_server
 
 LEAST_TOKEN_CHARS = 16
+MOUNTS = Path("/proc/self/mountinfo")
+IN_MEMORY = ("tmpfs", "ramfs")
 
 
 @register(Tags.security, deploy=True)
@@ -33,6 +36,8 @@ def check_deployment(app_configs: Sequence[AppConfig] | None, **_kwargs: Any) ->
         *_no_proxy(),
         *_no_collector(),
         *_demo(),
+        *_keys_of_sessions(),
+        *_archives_in_memory(),
     ]
 
 
@@ -197,3 +202,44 @@ def _demo() -> Iterator[CheckMessage]:
             hint="Unset it; `manage.py demo` sets it for its own processes.",
             id="recovery.W031",
         )
+
+
+def _keys_of_sessions() -> Iterator[CheckMessage]:
+    known = {settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS, settings.METRICS_TOKEN}
+    if settings.AUDIT_SEAL_KEYS and known.isdisjoint(settings.AUDIT_SEAL_KEYS):
+        return
+    wrong = "holds another secret of the site" if settings.AUDIT_SEAL_KEYS else "is empty"
+    yield Warning(
+        f"AUDIT_SEAL_KEYS {wrong}: audit records are sealed with what signs sessions, or is known"
+        " to others; whoever knows it and may write to the database can make a false trail.",
+        hint="Set AUDIT_SEAL_KEYS to a text of its own (openssl rand -hex 32), and keep a copy"
+        " elsewhere: seals are verified with it for as long as they are kept.",
+        id="recovery.W032",
+    )
+
+
+def _archives_in_memory() -> Iterator[CheckMessage]:
+    for key, alias in (("AUDIT_ARCHIVE", "audit_archive"), ("AUDIT_COLD", "audit_cold")):
+        folder = folder_of(alias)
+        if folder and _file_system_of(folder) in IN_MEMORY:
+            yield Warning(
+                f"{key} is {folder}, which lies in memory: archives of audit records, and they"
+                " alone have them, are gone with the next restart.",
+                hint=f"Set {key} to a folder on a disk that all workers share, or to"
+                " s3://bucket/prefix.",
+                id="recovery.W033",
+            )
+
+
+def _file_system_of(folder: Path) -> str | None:
+    """Return the type of the file system that ``folder`` lies on, or would; None: who knows."""
+    place = next(it for it in (folder, *folder.parents) if it.exists())
+    try:
+        device, mounts = place.stat().st_dev, MOUNTS.read_text().splitlines()
+    except OSError:
+        return None
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for fields in map(str.split, mounts):
+        if fields[2] == number:
+            return fields[fields.index("-") + 1]
+    return None

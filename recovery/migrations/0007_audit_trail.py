@@ -50,7 +50,7 @@ class Migration(migrations.Migration):
                 'verbose_name': 'audit archive',
                 'verbose_name_plural': 'audit archives',
                 'ordering': ['-day', '-part'],
-                'indexes': [models.Index(fields=['status', 'tier', 'day'], name='auditarchive_state'), models.Index(fields=['is_doubled'], name='auditarchive_doubled'), models.Index(fields=['last_at'], name='auditarchive_last_at')],
+                'indexes': [models.Index(fields=['status', 'tier', 'day'], name='auditarchive_status_tier'), models.Index(fields=['is_doubled'], name='auditarchive_doubled'), models.Index(fields=['last_at'], name='auditarchive_last_at')],
                 'constraints': [models.CheckConstraint(condition=models.Q(('status__in', ['placing', 'written', 'done'])), name='auditarchive_status'), models.CheckConstraint(condition=models.Q(('tier__in', ['warm', 'cold'])), name='auditarchive_tier'), models.UniqueConstraint(fields=('day', 'part'), name='auditarchive_day_part')],
             },
         ),

@@ -36,7 +36,7 @@ class AuditArchiveQuerySet(models.QuerySet["AuditArchive"]):
 
     def unfinished(self) -> Self:
         """Return the archives on whose way to the end something stopped."""
-        return self.exclude(status=ArchiveStatus.DONE)
+        return self.filter(status__in=(ArchiveStatus.PLACING, ArchiveStatus.WRITTEN))
 
     def done(self) -> Self:
         """Return the archives whose records are nowhere else."""
@@ -109,7 +109,7 @@ class AuditArchive(models.Model):
             models.UniqueConstraint(fields=["day", "part"], name="auditarchive_day_part"),
         ]
         indexes = [
-            models.Index(fields=["status", "tier", "day"], name="auditarchive_state"),
+            models.Index(fields=["status", "tier", "day"], name="auditarchive_status_tier"),
             models.Index(fields=["is_doubled"], name="auditarchive_doubled"),
             models.Index(fields=["last_at"], name="auditarchive_last_at"),
         ]

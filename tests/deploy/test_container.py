@@ -17,6 +17,7 @@ import yaml
 from django.conf import settings
 
 from recovery.cluster import GRACE_S
+from settings import base
 from tests import servers
 from tests.deploy import certificates
 from tests.processes import Started, environment
@@ -165,9 +166,11 @@ def test_nothing_starts_without_its_secrets():
     told = set(re.findall(r"\$\{(\w+):\?", "\n".join(texts(COMPOSE))))
     assert told == {
         "DATABASE_PASSWORD", "REDIS_PASSWORD", "SECRET_KEY", "METRICS_TOKEN", "SITE_HOST",
-        "GRAFANA_PASSWORD", "CERTIFICATES",
+        "AUDIT_SEAL_KEYS", "GRAFANA_PASSWORD", "CERTIFICATES",
     }  # fmt: skip
-    assert not re.search(r"(PASSWORD|SECRET_KEY|TOKEN)=\S", (PLACE / ".env.example").read_text())
+    assert not re.search(
+        r"(PASSWORD|SECRET_KEY|SEAL_KEYS|TOKEN)=\S", (PLACE / ".env.example").read_text()
+    )
 
 
 def seconds(text):
@@ -284,7 +287,21 @@ def sound(place, text):
 @pytest.mark.parametrize("name", APP)
 def test_settings_are_understood(name):
     known = {"HEALTH_PORT"}
-    assert all(hasattr(settings, it) for it in set(SERVICES[name]["environment"]) - known)
+    named = set(SERVICES[name]["environment"]) - known
+    assert all(hasattr(settings, it) or it in base.env.known for it in named)
+
+
+@pytest.mark.parametrize("name", APP)
+def test_archives_outlive_their_containers_and_are_shared(name):
+    service = SERVICES[name]
+    (volume,) = service["volumes"]
+    source, place = volume.split(":")
+    assert source in COMPOSE["volumes"]
+    for key in ("AUDIT_ARCHIVE", "AUDIT_COLD"):
+        assert service["environment"][key].startswith(f"{place}/")
+        assert not any(place.startswith(f"{it.split(':')[0]}/") for it in service["tmpfs"])
+    made = next(rest for found, rest in instructions() if "install -d -o recovery" in rest)
+    assert place in made.split(), "a new volume has the owner of the image's folder"
 
 
 def test_mounted_files_are_there():
@@ -314,6 +331,7 @@ def test_settings_of_compose_pass_the_checks_of_a_deployment(tree, tmp_path):
     filled = {
         "DATABASE_PASSWORD": "hush", "REDIS_PASSWORD": "hush", "SITE_HOST": "stock.example.org",
         "SECRET_KEY": secrets.token_urlsafe(50), "METRICS_TOKEN": secrets.token_urlsafe(24),
+        "AUDIT_SEAL_KEYS": secrets.token_hex(32),
     }  # fmt: skip
     variable = re.compile(r"\$\{(\w+)(?::[?-]([^}]*))?\}")
     env = in_image(tree, tmp_path) | {

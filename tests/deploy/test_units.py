@@ -12,6 +12,7 @@ from django.conf import settings
 from ledger.outbox import JOB
 from recovery.cluster import GRACE_S
 from recovery.models import Job, JobRun
+from settings import base
 from tests import servers
 from tests.faults.ledger import is_posted, publish_one, running
 from tests.processes import Started, environment
@@ -121,4 +122,17 @@ def test_example_of_the_environment_is_understood():
     text = (ROOT / "deploy" / "env.example").read_text()
     names = re.findall(r"^(\w+)=", text, re.MULTILINE)
     assert {"DATABASE_URL", "REDIS_URL", "SECRET_KEY", "METRICS_TOKEN"} <= set(names)
-    assert all(hasattr(settings, it) for it in names)
+    names += re.findall(r"^#(\w+)=", text, re.MULTILINE)
+    assert {"AUDIT_SEAL_KEYS", "AUDIT_ARCHIVE", "AUDIT_COLD"} <= set(names)
+    assert all(hasattr(settings, it) or it in base.env.known for it in names)
+
+
+def test_archives_outlive_restarts_and_may_be_written():
+    text = (ROOT / "deploy" / "env.example").read_text()
+    (shared,) = {
+        str(Path(it).parent) for it in re.findall(r"^#AUDIT_\w+=(\S+)", text, re.MULTILINE)
+    }
+    for unit in map(read, SERVICES):
+        assert unit["StateDirectory"] == ["recovery"]
+        assert "VAR_DIR=/var/lib/recovery" in unit["Environment"], "archives are in it, if not told"
+        assert unit["ReadWritePaths"] == [f"-{shared}"]

@@ -19,6 +19,8 @@ RULES = yaml.safe_load(FILE.read_text())
 ALARMS = [rule for group in RULES["groups"] for rule in group["rules"]]
 NAMED = [f"{rule['alert']}-{rule['labels']['severity']}" for rule in ALARMS]
 PATIENT = [nth for nth, rule in enumerate(ALARMS) if "for" in rule]
+TWOFOLD = [nth for nth, rule in enumerate(ALARMS) if "\nor " in rule["expr"]]
+LOOKING_BACK = [nth for nth, rule in enumerate(ALARMS) if " offset " in rule["expr"]]
 RUNBOOKS = ("runbook.md", "runbook.zh-CN.md")
 
 
@@ -75,6 +77,21 @@ def test_alarm_without_its_patience_fails_a_case(index, tmp_path):
     assert not passes_with(tmp_path, index, lambda rule: rule.pop("for"))
 
 
+@pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.parametrize("index", TWOFOLD, ids=[NAMED[nth] for nth in TWOFOLD])
+def test_alarm_with_one_of_its_two_reasons_alone_fails_a_case(index, left, tmp_path):
+    assert not passes_with(
+        tmp_path, index, lambda rule: rule.update(expr=rule["expr"].split("\nor ")[left])
+    )
+
+
+@pytest.mark.parametrize("index", LOOKING_BACK, ids=[NAMED[nth] for nth in LOOKING_BACK])
+def test_alarm_that_looks_back_no_more_fails_a_case(index, tmp_path):
+    assert not passes_with(
+        tmp_path, index, lambda rule: rule.update(expr=re.sub(r" offset \w+", "", rule["expr"]))
+    )
+
+
 @pytest.mark.parametrize("rule", ALARMS, ids=NAMED)
 def test_alarm_says_how_bad_what_and_where_to_read_on(rule):
     notes = rule["annotations"]
@@ -109,6 +126,9 @@ def test_metrics_in_rules_are_those_of_a_scrape(client, transactional_db):
     exported = set(re.findall(r"^(\w+)", scraped, re.MULTILINE)) | {"up"}
     expressions = " ".join(rule["expr"] for rule in ALARMS)
     without_labels = re.sub(r"\{[^}]*\}|\([a-z, ]+\)", " ", expressions)
-    names = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", without_labels)) - {"clamp_min"}
+    names = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", without_labels)) - {
+        "clamp_min",
+        "max_over_time",
+    }
     assert len(names) > 12
     assert names <= exported

@@ -1,5 +1,6 @@
 """System checks of the configuration: what provokes each finding, and nothing else does."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
 from recovery import registry
+from recovery.checks import deployment
 from recovery.checks.configuration import check_queue, check_settings, check_stack
 from recovery.checks.deployment import check_deployment
 from splits.checks import check_finalization
@@ -157,7 +159,74 @@ def production(settings) -> SimpleNamespace:
     settings.LOG_FORMAT = "auto"
     settings.PROXY_COUNT = 1
     settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    settings.AUDIT_SEAL_KEYS = ["s" * 32]
+    keep_archives_in(settings, "s3://archive/warm", "s3://archive/cold")
     return settings
+
+
+def keep_archives_in(settings, warm, cold):
+    """Keep both tiers of archives in these places, as the environment would name them."""
+    stores = copy.deepcopy(settings.STORAGES)
+    for alias, place in (("audit_archive", warm), ("audit_cold", cold)):
+        bucket, _, prefix = place.removeprefix("s3://").partition("/")
+        stores[alias] = (
+            {"BACKEND": "storages.backends.s3.S3Storage",
+             "OPTIONS": {"bucket_name": bucket, "location": prefix}}
+            if place.startswith("s3://")
+            else {"BACKEND": "django.core.files.storage.FileSystemStorage",
+                  "OPTIONS": {"location": place}}
+        )  # fmt: skip
+    settings.STORAGES = stores
+
+
+@pytest.mark.parametrize(
+    ("warm", "cold", "found"),
+    [
+        ("/srv/a", "/srv/b", None),
+        ("/srv/a", "/srv/a/", "recovery.E016"),
+        ("/srv/a", "/srv/b/../a", "recovery.E016"),
+        ("/srv/a", "/srv/a/cold", None),
+        ("s3://archive/a", "s3://archive/b", None),
+        ("s3://archive/a", "s3://archive/a", "recovery.E016"),
+        ("s3://archive/a", "s3://other/a", None),
+        ("/srv/a", "s3://archive/a", None),
+    ],
+)
+def test_tiers_of_archives_need_a_place_each(settings, warm, cold, found):
+    keep_archives_in(settings, warm, cold)
+    assert only(check_settings(None), *(["AUDIT_COLD"] if found else [])) == found
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        ("/dev/shm/recovery/audit", "recovery.W033"),
+        ("/proc/recovery/audit", None),  # no disk, but not memory either
+        ("s3://archive/warm", None),
+    ],
+)
+@pytest.mark.parametrize("tier", ["AUDIT_ARCHIVE", "AUDIT_COLD"])
+def test_archives_in_memory_are_told(production, tier, place, found):
+    other = "s3://archive/other"
+    both = (place, other) if tier == "AUDIT_ARCHIVE" else (other, place)
+    keep_archives_in(production, *both)
+    assert only(check_deployment(None), tier) == found
+
+
+def test_where_mounts_are_not_told_nothing_is_said_of_archives(production, monkeypatch, tmp_path):
+    monkeypatch.setattr(deployment, "MOUNTS", tmp_path / "none")
+    keep_archives_in(production, "/dev/shm/recovery/warm", "/dev/shm/recovery/cold")
+    assert check_deployment(None) == []
+
+
+@pytest.mark.parametrize("place", ["SECRET_KEY", "SECRET_KEY_FALLBACKS", "METRICS_TOKEN"])
+def test_keys_of_seals_are_no_secrets_of_others(production, place):
+    key = "k" * 50
+    setattr(production, place, [key] if place.endswith("S") else key)
+    assert check_deployment(None) == []
+    production.AUDIT_SEAL_KEYS = ["s" * 32, key]
+    (found,) = check_deployment(None)
+    assert (found.id, key in f"{found.msg} {found.hint}") == ("recovery.W032", False)
 
 
 def test_site_without_a_proxy_needs_no_count_of_them(production):
@@ -186,6 +255,7 @@ def test_sound_production_is_not_warned(production):
         ("ALLOWED_HOSTS", ["stock.example.org", "."], "recovery.W029"),
         ("ALLOWED_HOSTS", [".example.org", "stock"], None),
         ("DEMO", True, "recovery.W031"),
+        ("AUDIT_SEAL_KEYS", [], "recovery.W032"),
     ],
 )
 def test_what_is_open_or_breaks_is_told(production, setting, value, found):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
-from settings import jobs, security
+from settings import archives, jobs, security
 from settings.base import SQLITE_OPTIONS, database, kept_secret_key
 from settings.env import Env
 
@@ -20,6 +20,9 @@ PRODUCTION = {
     "SECRET_KEY": "production-key-that-is-long-enough-and-random-0123456789",
     "METRICS_TOKEN": "bearer-of-the-scraper",
     "PROXY_COUNT": "1",
+    "AUDIT_SEAL_KEYS": "a-key-of-the-seals-alone-0123456789",
+    "AUDIT_ARCHIVE": "/var/lib/recovery-audit/warm",
+    "AUDIT_COLD": "/var/lib/recovery-audit/cold",
 }
 WRONG = {
     "DEBUG": "maybe",
@@ -44,6 +47,10 @@ WRONG = {
     "SESSION_MAX_SEC": "59",
     "SESSION_IDLE_SEC": "59",
     "RECOVERY_FAULTPOINTS": "lease.acquired=explode",
+    "AUDIT_SEAL_KEYS": "short",
+    "AUDIT_ARCHIVE": "ftp://x",
+    "AUDIT_COLD": "s3://",
+    "AUDIT_S3_ENDPOINT": "ftp://x",
     **{
         name: "-1"
         for name in vars(jobs)
@@ -75,6 +82,20 @@ def test_every_key_of_the_jobs_is_in_the_table():
 def test_every_key_of_who_gets_in_is_in_the_table():
     read = re.findall(r'env\.\w+\("(\w+)"', Path(security.__file__).read_text())
     assert set(read) <= WRONG.keys()
+
+
+def test_every_key_of_the_archives_is_in_the_table():
+    read = re.findall(r'env\.\w+\("(\w+)"', Path(archives.__file__).read_text())
+    assert {*read, "AUDIT_ARCHIVE", "AUDIT_COLD"} <= WRONG.keys()
+
+
+@pytest.mark.parametrize("key", ["AUDIT_SEAL_KEYS", "AUDIT_ARCHIVE"])
+def test_wrong_secret_of_the_archives_is_never_shown(key):
+    wrong = {"AUDIT_SEAL_KEYS": f"{'k' * 32},hush", "AUDIT_ARCHIVE": "s3://name:hush@bucket/x"}
+    done = start(**PRODUCTION | {key: wrong[key]})
+    assert done.returncode == 2
+    assert f"setting {key}=" in done.stderr
+    assert "hush" not in done.stdout + done.stderr
 
 
 def test_wrong_values_of_every_key_stop_the_start_with_one_line_each():
@@ -190,6 +211,12 @@ def test_sqlite_writes_ahead_and_locks_at_begin(tmp_path):
 def test_deployment_check_has_nothing_to_say():
     done = start("check", "--deploy", "--fail-level", "WARNING", **PRODUCTION)
     assert done.returncode == 0, done.stderr
+
+
+def test_both_tiers_in_one_place_stop_the_start():
+    done = start(**PRODUCTION | {"AUDIT_COLD": PRODUCTION["AUDIT_ARCHIVE"]})
+    assert done.returncode == 1
+    assert "recovery.E016" in done.stderr
 
 
 def test_deployment_check_warns_of_fault_points():
