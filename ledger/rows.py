@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from uuid import UUID
 
 from django.db import connection
 
@@ -81,6 +82,22 @@ class AccountRow:
     def change(self) -> Decimal:
         """Return by how much the balance was moved."""
         return self.balance - self.stored[0]
+
+
+class Charger(Protocol):
+    """Who charges attempts, in which run, and how many there are."""
+
+    @property
+    def actor(self) -> str:
+        """Return the actor of audit records."""
+
+    @property
+    def run_id(self) -> UUID | None:
+        """Return the run; None: it is none's."""
+
+    @property
+    def max_attempts(self) -> int:
+        """Return how many attempts an entry has."""
 
 
 @dataclass(frozen=True)
@@ -379,7 +396,7 @@ def mark_posted(ids: Sequence[int], posted_at: datetime) -> None:
         )
 
 
-def store_charges(charges: Sequence[Charge], *, actor: str) -> None:
+def store_charges(charges: Sequence[Charge], *, by: Charger) -> None:
     """Store failed attempts, and an audit record for each entry that is dead now."""
     for some in _chunks(charges, CHARGES_AT_ONCE):
         columns = [_by_case(name, some) for name in Charge.COLUMNS]
@@ -390,7 +407,7 @@ def store_charges(charges: Sequence[Charge], *, actor: str) -> None:
     if dead:
         dlq.file((it.entry.id, it.code.value, it.text) for it in dead)
     for charge in dead:
-        _record_death(charge, actor)
+        _record_death(charge, by)
 
 
 def _by_case(name: str, charges: Iterable[Charge]) -> str:
@@ -398,9 +415,11 @@ def _by_case(name: str, charges: Iterable[Charge]) -> str:
     return f"{name} = CASE id {cases} END"
 
 
-def _record_death(charge: Charge, actor: str) -> None:
+def _record_death(charge: Charge, by: Charger) -> None:
     audit.record(
-        actor=actor,
+        actor=by.actor,
+        reason=f"JOB_OUTBOX_MAX_ATTEMPTS={by.max_attempts}",
+        run_id=by.run_id,
         action=ENTRY_DEAD,
         target_type="outbox-entry",
         target_id=str(charge.entry.id),

@@ -5,7 +5,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -297,12 +297,11 @@ def _charge(attempt: Attempt, code: str, text: str, *, leased: bool = True) -> O
 
 def _audit_failure(attempt: Attempt, before: SplitOrder, *, code: str, error: str) -> None:
     evidence = {"code": code, "error": error, "attempt": attempt.attempt}
-    after = audit.record(before, audit.FAILED, author=attempt.author, evidence=evidence)
+    author = replace(attempt.author, reason=attempt.author.reason or f"{code}: {error}")
+    after = audit.record(before, audit.FAILED, author=author, evidence=evidence)
     if after.status == OrderStatus.FAILED:
         limit = {"limit": settings.JOB_FINALIZE_RETRY_LIMIT}
-        audit.record(
-            before, audit.RETRY_LIMIT, author=attempt.author, evidence={**evidence, **limit}
-        )
+        audit.record(before, audit.RETRY_LIMIT, author=author, evidence={**evidence, **limit})
 
 
 def _postpone(attempt: Attempt, code: str, text: str, *, delay_s: float) -> Outcome:
