@@ -31,15 +31,21 @@ def metrics_collect(run: Run) -> Batch:
 @job("auditArchive", period_setting="JOB_ARCHIVE_PERIOD_SEC")
 def audit_archive(run: Run) -> Batch:
     """Delete what is past its retention."""
-    now = db_now()
     deleted: Counter[str] = Counter()
+    is_over = _retain(run, deleted)
+    return Batch(+deleted, more=is_over)
+
+
+def _retain(run: Run, deleted: Counter[str]) -> bool:
+    """Delete what is past its retention, and count it; tell whether the run is over."""
+    now = db_now()
     for rule in retention.all_rules():
-        for count in rule.sweep(now, seal=run.renew_lease):
+        for count in rule.sweep(now, run_id=run.run_id, seal=run.renew_lease):
             deleted[f"{rule.name}_deleted"] += count
             run.progressed()
             if run.over():
-                return Batch(deleted, more=True)
-    return Batch(+deleted)
+                return True
+    return False
 
 
 SLICE_S = 2.0
