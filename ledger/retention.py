@@ -2,10 +2,10 @@
 
 from datetime import datetime
 
-from ledger.models import OutboxEntry, OutboxQuerySet
+from ledger.models import Account, OutboxEntry, OutboxQuerySet, Posting, Transaction
 from recovery.retention import keep_for_ever, retention
 
-keep_for_ever("ledger.Account", "ledger.Transaction", "ledger.Posting")
+keep_for_ever(Account, Transaction, Posting)
 
 
 @retention("outbox_entries", days_setting="OUTBOX_RETENTION_DAYS", by="created_at")

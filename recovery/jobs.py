@@ -40,7 +40,11 @@ def audit_seal(run: Run) -> Batch:
     return Batch(+counts, more=sealed >= seals.MOST_RECORDS)
 
 
-@job("auditArchive", period_setting="JOB_ARCHIVE_PERIOD_SEC", audit_actions=(archiving.ARCHIVED,))
+@job(
+    "auditArchive",
+    period_setting="JOB_ARCHIVE_PERIOD_SEC",
+    audit_actions=(archiving.ARCHIVED, retention.APPLIED),
+)
 def audit_archive(run: Run) -> Batch:
     """Move old audit records to the archive, and delete what is past its retention."""
     counts: Counter[str] = Counter()
@@ -71,8 +75,7 @@ def _retain(run: Run, counts: Counter[str]) -> bool:
     """Delete what is past its retention; True: the run is over before all of it."""
     now = db_now()
     for rule in retention.all_rules():
-        tell = retention.on_record(rule, now, actor=run.actor, run_id=run.run_id)
-        for count in rule.sweep(now, seal=run.renew_lease, tell=tell):
+        for count in rule.sweep(now, run_id=run.run_id, seal=run.renew_lease):
             counts[f"{rule.name}_deleted"] += count
             run.progressed()
             if run.over():

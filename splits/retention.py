@@ -2,9 +2,11 @@
 
 from datetime import datetime
 
-from recovery.retention import retention
-from splits.models import StuckSighting
+from recovery.retention import keep_for_ever, retention
+from splits.models import FinalizeStep, Lot, SplitLine, SplitOrder, StuckSighting
 from splits.models.progress import SightingQuerySet
+
+keep_for_ever(Lot, SplitOrder, SplitLine, FinalizeStep)
 
 
 @retention("stuck_sightings", days_setting="JOB_STUCK_RETENTION_DAYS", by="seen_at")

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
+from uuid import uuid4
 
 from django.conf import settings
 from django.contrib import admin
@@ -161,7 +162,7 @@ def _sweep(rule: retention.Rule) -> Probe:
     """Return what deletes the rule's next batch, and brings it back."""
 
     def next_batch() -> None:
-        next(rule.sweep(db_now(), seal=lambda: None), 0)
+        next(rule.sweep(db_now(), run_id=uuid4(), seal=lambda: None), 0)
 
     return lambda: _undone(next_batch)
 

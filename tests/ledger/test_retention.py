@@ -107,11 +107,13 @@ def test_entries_behind_a_deleted_one_are_posted():
     assert fresh(follower).status == "posted"
 
 
-def test_deletion_of_what_was_posted_is_on_the_record_once():
+def test_deletion_of_what_was_posted_is_audited_as_one():
     posted("old", 99)
     posted("older", 100)
     retain()
-    assert AuditRecord.objects.get().target_id == "outbox_entries"
+    (record,) = AuditRecord.objects.all()
+    assert (record.action, record.target_id) == ("retention-applied", "outbox_entries")
+    assert record.reason.startswith("OUTBOX_RETENTION_DAYS=30: Posted entries")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A log-in ends: after so long, after so long without a sign of life; and nothing is left of it."""
 
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 from django.contrib.auth.models import User
@@ -112,5 +113,5 @@ def test_expired_sessions_are_deleted_and_others_stay(client):
         session_key="over", session_data="", expire_date=db_now() - timedelta(seconds=1)
     )
     (rule,) = [it for it in retention.all_rules() if it.name == "expired_sessions"]
-    assert list(rule.sweep(db_now(), seal=lambda: None)) == [1]
+    assert list(rule.sweep(db_now(), run_id=uuid4(), seal=lambda: None)) == [1]
     assert [it.pk for it in Session.objects.all()] == [mine.pk]

@@ -191,7 +191,7 @@ class Command(OperatorCommand):
         """Print what would be archived and deleted."""
         now = db_now()
         days, records = archiving.due(now)
-        rules = [it.as_dict() for it in retention.previews(now)]
+        rules = [_rule_facts(it) for it in retention.preview(now)]
         waiting = AuditArchive.objects.unfinished().count()
         away = archiving.due_to_be_put_away(now)
         self.document = {
@@ -204,7 +204,8 @@ class Command(OperatorCommand):
         self.say(f"audit records to archive: {records}, of {days} days (AUDIT_HOT_DAYS)")
         self.say(f"archives to put away: {away} (AUDIT_WARM_DAYS); to finish: {waiting}")
         for it in rules:
-            self.say(f"{it['name']:<18} {it['rows']:>9} rows of {it['table']} ({it['policy']})")
+            policy = f"{it['setting']}={it['days']}" if it["setting"] else f"{it['days']} days"
+            self.say(f"{it['rule']:<18} {it['rows']:>9} rows of {it['table']} ({policy})")
         return DONE
 
     def restore(self, options: Mapping[str, Any]) -> int:
@@ -324,6 +325,11 @@ def _seal_facts(seal: AuditSeal | None) -> dict[str, Any] | None:
     if seal is None:
         return None
     return {"seal": seal.number, "hash": seal.hash, "at": seal.at.isoformat()}
+
+
+def _rule_facts(it: retention.Preview) -> dict[str, Any]:
+    oldest = it.oldest.isoformat() if it.oldest else None
+    return {**vars(it), "before": it.before.isoformat(), "oldest": oldest}
 
 
 def _kept(text: str | None) -> verifying.Kept | None:

@@ -1,11 +1,13 @@
 """Old records move to files, day by day; nothing is deleted that was not read back."""
 
+import io
 import json
 import random
 from datetime import date, timedelta
 
 import pytest
 from django.core.files.storage import FileSystemStorage
+from django.core.management import call_command
 
 from recovery import runner
 from recovery.clock import db_now
@@ -332,3 +334,23 @@ def test_what_was_abandoned_aside_is_swept(monkeypatch):
 
 def test_names_sort_by_day():
     assert archiving.name_of(date(2026, 2, 3), 1) == "2026/02/audit-2026-02-03-001.jsonl.gz"
+
+
+def test_preview_is_what_the_next_run_does(settings):
+    settings.AUDIT_WARM_DAYS = 200
+    archived(days_ago=199)
+    settings.AUDIT_WARM_DAYS = 150
+    sealed(2, days_ago=100)
+    sealed(days_ago=101)
+    out = io.StringIO()
+    call_command("audit", "archive", "--dry-run", stdout=out)
+    assert "audit records to archive: 3, of 2 days" in out.getvalue()
+    assert "archives to put away: 1" in out.getvalue()
+    assert "outbox_entries" in out.getvalue()
+    out = io.StringIO()
+    call_command("audit", "archive", "--dry-run", "--json", stdout=out)
+    document = json.loads(out.getvalue())
+    assert (document["records"], document["days"], document["to_put_away"]) == (3, 2, 1)
+    assert {it["rule"] for it in document["rules"]} >= {"job_runs", "plans"}
+    result = ran(ARCHIVE).result
+    assert (result["records_archived"], result["archives_put_away"]) == (3, 1)
