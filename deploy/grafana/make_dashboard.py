@@ -173,8 +173,7 @@ OF_JOB = {
         Panel(
             "Newest seal",
             [(state("audit_seal_number"), "number")],
-            about="It rises or stands still. Where it falls, the database was restored"
-            " or seals are gone.",
+            about="Where it falls, the database was restored or seals are gone.",
         ),
         Panel(
             "Newest seal: the first 48 bits of its hash",

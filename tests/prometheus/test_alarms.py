@@ -7,7 +7,8 @@ import pytest
 from django.db.models import F
 
 from ledger import accounts
-from recovery.models import Job
+from recovery.clock import db_now
+from recovery.models import AuditRecord, AuditSeal, Job
 from splits.models import OrderStatus, SplitOrder, StepName
 from tests.factories import SplitOrderFactory
 from tests.faults.installation import installed
@@ -154,6 +155,55 @@ def die_between_steps(it, order):
     fault = f"finalize.before_step.{StepName.CREATE_OUTPUTS}=crash"
     eventually(lambda: it.run("finalize", order.number, RECOVERY_FAULTPOINTS=fault).returncode < 0)
     eventually(lambda: not SplitOrder.objects.get(pk=order.pk).finalize_in_progress)
+
+
+def test_records_that_are_not_kept_and_seals_that_are_gone_raise_their_alarms(watched, tmp_path):
+    it = watched(AUDIT_ARCHIVE=str(tmp_path / "warm"), AUDIT_COLD=str(tmp_path / "cold"))
+    it.work()
+    seen = it.prometheus
+    reason = ("--reason", "a test of the alarm")
+
+    # A record that nobody seals.
+    it.run("jobs", "pause", "auditSeal", *reason)
+    record_of(days_ago=0)
+    seen.fires("AuditUnsealed", severity="warning")
+    it.run("jobs", "resume", "auditSeal", *reason)
+    seen.is_resolved("AuditUnsealed")
+
+    # Records that stay where they are though they are past their days.
+    it.run("jobs", "pause", "auditArchive", *reason)
+    record_of(days_ago=100)
+    alarm = seen.fires("AuditArchiveOverdue", severity="warning")
+    assert "past their days for" in alarm["annotations"]["summary"]
+    it.run("jobs", "resume", "auditArchive", *reason)
+    assert it.run("run_job", "auditArchive").returncode == 0
+    seen.is_resolved("AuditArchiveOverdue")
+
+    # Seals that are not there any more, as after a restore.
+    seen.is_resolved("AuditSealsWentBack")
+    it.run("jobs", "pause", "auditSeal", *reason)
+    eventually(lambda: is_scraped(seen))
+    last = AuditSeal.objects.newest()
+    assert last.number > 1
+    last.spans.all().delete()
+    last.delete()
+    seen.fires("AuditSealsWentBack", severity="critical")
+    it.run("jobs", "resume", "auditSeal", *reason)
+    seen.is_resolved("AuditSealsWentBack")
+
+
+def record_of(*, days_ago):
+    """Store an audit record of so many days ago."""
+    at = db_now() - timedelta(days=days_ago)
+    AuditRecord(at=at, actor="a", action="b", target_type="t", target_id="x").save()
+
+
+def is_scraped(server):
+    """Tell whether Prometheus has the number and the fingerprint of the newest seal."""
+    newest = AuditSeal.objects.newest()
+    wanted = {float(newest.number), float(int(newest.hash[:12], 16))}
+    states = '{__name__=~"audit_seal_(number|fingerprint)"}'
+    return {value for _labels, value in server.query(states)} == wanted
 
 
 @pytest.mark.redis

@@ -22,6 +22,9 @@ MUCH_FASTER = {
     "JobPausedForLong": 2_400,
     "DeadLettersWaiting": 600,
     "OutboxOldestAge": 600,
+    "AuditUnsealed": 600,
+    "AuditArchiveOverdue": 3_600,
+    "AuditSealsWentBack": 600,
 }
 """Alarms with the patience of hours."""
 SECONDS_FROM = 120
