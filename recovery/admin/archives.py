@@ -233,12 +233,12 @@ class AuditSealAdmin(ReadOnlyAdmin):
     @column(_("archive"))
     def archive_name(self, row: AuditSeal) -> str:
         """Return the name of the archive that has its records."""
-        return row.archive.name if row.archive else gettext("table")
+        return row.archive.name if row.archive else gettext("in the table")
 
     @column(_("archive"))
     def archive_link(self, row: AuditSeal) -> SafeString | str:
         """Return the archive that has its records, with a link to its page."""
-        return link(row.archive) if row.archive else gettext("table")
+        return link(row.archive) if row.archive else gettext("in the table")
 
     @column(_("first record"))
     def first(self, row: AuditSeal) -> Any:

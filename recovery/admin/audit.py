@@ -72,7 +72,7 @@ class EntryAdmin(ReadOnlyAdmin):
     fieldsets = (
         (None, {"fields": ("at_shown", "actor", "action", "target_link", "reason", "run_link")}),
         (_("What changed"), {"fields": ("before_shown", "after_shown", "evidence_shown")}),
-        (_("Where it is"), {"fields": ("where_shown", "seal_shown")}),
+        (_("Archive and seal"), {"fields": ("where_shown", "seal_shown")}),
     )
     at_shown = moment_of(AuditRecord, "at")
 

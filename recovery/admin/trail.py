@@ -32,6 +32,7 @@ PAGE_RECORDS = 50
 WAIT_S = 5
 """After so long no archive is opened, and no more of the table is looked through."""
 SHOWN_REASON = 120
+SHORT = 30
 BELOW = "below"
 """Parameter of the address: the place that the page goes on from."""
 LONGEST_TEXT = 300
@@ -218,7 +219,7 @@ def _late(found: Leaf) -> str:
 def _files(found: Leaf) -> str:
     """Say how many files were opened; empty: none was."""
     opened = found.archived.opened
-    text = ngettext("%(n)d archive was read.", "%(n)d archives were read.", opened)
+    text = ngettext("%(n)d archive was opened.", "%(n)d archives were opened.", opened)
     return text % {"n": opened} if opened else ""
 
 
@@ -238,7 +239,7 @@ def _cells(record: AuditRecord, reader: Any) -> Iterable[Any]:
     yield dated(record.at)
     yield above(link(record, record.action), Truncator(record.reason).chars(SHOWN_REASON))
     yield f"{record.target_type}/{record.target_id}"
-    yield record.actor
+    yield unbroken(record.actor) if len(record.actor) <= SHORT else record.actor
     yield where(record, reader)
 
 
@@ -246,7 +247,7 @@ def where(record: Any, reader: Any) -> Any:
     """Return where a record is: in the table, or in which archive."""
     archive: AuditArchive | None = getattr(record, "archive", None)
     if archive is None:
-        return _("table")
+        return _("in the table")
     if not reader.has_perm(MAY_SEE_ARCHIVES):
         return unbroken(archive.name)
     return link(archive, unbroken(archive.name))
