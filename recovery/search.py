@@ -2,26 +2,29 @@
 
 import heapq
 import json
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from django.db.models import QuerySet
 
-from recovery.models import AuditRecord
+from recovery.models import AuditArchive, AuditRecord, AuditSeal
 from recovery.trail.lines import line_of
-from recovery.trail.reading import Archived, Wanted, by_id, by_time, word
+from recovery.trail.reading import Archived, Key, Wanted, by_id, by_time, records_of, word
 from recovery.trail.terms import term
 
 FIRST_PAGE, LARGEST_PAGE = 64, 1_024
 """Pages grow: most searches show a few records, others stream all there are."""
 TICK = timedelta(milliseconds=1)
 """SQLite keeps times to the millisecond, and compares them as text."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Records = QuerySet[AuditRecord]
+Show = Callable[[Any], Any]
 Look = Callable[[], None]
 """Called once a page was read, before its records are yielded."""
 
@@ -46,6 +49,15 @@ class Search:
     """In the reason or in what was kept as JSON, in upper or lower case."""
     everything: bool = False
     """Look for a text in all records though nothing else narrows them down."""
+    below: Key | None = None
+    """Go on from this place, as ``key`` names it: its record and those before it are left out."""
+    shown: Show | None = None
+    """Returns what of the JSON its reader may see: a text is not looked for in the rest."""
+
+    @property
+    def key(self) -> Callable[[AuditRecord], Key]:
+        """Return what names the place of a record in the order of this search."""
+        return by_time if _by_times(self) else by_id
 
     def narrows(self) -> bool:
         """Tell whether an index leads to a part of the records."""
@@ -65,8 +77,71 @@ def find(search: Search, archived: Archived | None = None) -> Iterator[AuditReco
         raise UnboundedError(UnboundedError.__doc__)
     archived = archived or archived_of(search)
     found = _merged(search, archived.look)
-    hot = filter(partial(holds, text=search.text), found) if search.text else found
+    hot = _with_text(found, search, archived) if search.text else found
     return _with_archived(hot, archived)
+
+
+def _with_text(
+    found: Iterator[AuditRecord], search: Search, archived: Archived
+) -> Iterator[AuditRecord]:
+    """Yield the records that hold the text, as long as there is time."""
+    for record in found:
+        if holds(record, search.text, search.shown):
+            yield record
+        if time.monotonic() > archived.until_s:
+            archived.stopped = archived.key(record)
+            return
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """So many of the records that fit, the newest first, and where the next ones begin."""
+
+    records: Sequence[AuditRecord]
+    below: Key | None
+    """For ``Search.below``; None: nothing is left."""
+    archived: Archived
+    is_late: bool = False
+    """It ends where the time did: what is older was not looked for."""
+
+
+def leaf(search: Search, size: int, *, until_s: float) -> Leaf:
+    """Return up to ``size`` records; no file is opened after ``until_s`` of ``time.monotonic``.
+
+    Where the time ends before, so does the leaf: whoever goes on from there misses nothing, and
+    is shown nothing twice. Raises UnboundedError.
+    """
+    archived = archived_of(search, until_s=until_s)
+    records: list[AuditRecord] = []
+    below = search.below
+    for record in find(search, archived):
+        key = archived.key(record)
+        if len(records) == size:
+            return Leaf(records, below, archived)
+        if (place := archived.place()) is not None and key < place:
+            break
+        # What has left the table since it was read is met once more in its file.
+        if below is None or key < below:
+            records.append(record)
+            below = key
+    place = archived.place()
+    if place is None:
+        return Leaf(records, None, archived)
+    archived.give_up()
+    return Leaf(records, min(place, below) if below else place, archived, is_late=True)
+
+
+def archived_record(pk: int) -> AuditRecord | None:
+    """Return the record of this id from the file that has it, with its ``archive``.
+
+    Raises StoreError, DamagedFileError, ValueError: the file cannot be read.
+    """
+    seal = AuditSeal.objects.of_record(pk)
+    if seal is None or seal.archive_id is None:
+        return None
+    archive = AuditArchive.objects.defer("terms").get(pk=seal.archive_id)
+    begin = b'{"id":%d,' % pk
+    return next((it for it in records_of(archive, (begin,)) if it.pk == pk), None)
 
 
 def archived_of(search: Search, **more: Any) -> Archived:
@@ -80,13 +155,14 @@ def archived_of(search: Search, **more: Any) -> Archived:
     ids = [it[1] for it in _meanings(search.target)]
     wanted = Wanted(
         search.since,
-        search.until,
+        _until(search),
         tuple(named),
         tuple(term("target", it) for it in ids),
         tuple(words),
         partial(_fits, search),
+        search.below[0] if search.below and not _by_times(search) else None,
     )
-    return Archived(wanted, by_time if _by_times(search) else by_id, **more)
+    return Archived(wanted, search.key, **more)
 
 
 def _meanings(target: str) -> list[tuple[str, str]]:
@@ -105,7 +181,8 @@ def _fits(search: Search, record: AuditRecord) -> bool:
         and search.action in ("", record.action)
         and search.run_id in (None, record.run_id)
         and (not meanings or any(_is_target(record, *it) for it in meanings))
-        and (not search.text or holds(record, search.text))
+        and (not search.below or search.key(record) < search.below)
+        and (not search.text or holds(record, search.text, search.shown))
     )
 
 
@@ -115,6 +192,19 @@ def _is_target(record: AuditRecord, kind: str, target_id: str) -> bool:
 
 def _by_times(search: Search) -> bool:
     return _only_times(search) and not search.target
+
+
+def _until(search: Search) -> datetime | None:
+    """Return the end of what is looked for: the place to go on from, if it is earlier."""
+    if not search.below or not _by_times(search):
+        return search.until
+    place = moment_of(search.below) + TICK
+    return min(place, search.until) if search.until else place
+
+
+def moment_of(key: Key) -> datetime:
+    """Return the moment of a place in the order of time; raise OverflowError."""
+    return EPOCH + timedelta(microseconds=key[0])
 
 
 def _with_archived(hot: Iterator[AuditRecord], archived: Archived) -> Iterator[AuditRecord]:
@@ -129,23 +219,34 @@ def _with_archived(hot: Iterator[AuditRecord], archived: Archived) -> Iterator[A
     yield from archived.above(None)
 
 
-def holds(record: AuditRecord, text: str) -> bool:
-    """Tell whether the record's reason or JSON has ``text`` in it, in upper or lower case."""
+def holds(record: AuditRecord, text: str, show: Show | None = None) -> bool:
+    """Tell whether the record's reason or JSON has ``text`` in it, in upper or lower case.
+
+    ``show`` returns what of the JSON counts; by default all of it does.
+    """
     wanted = text.casefold()
     if wanted in record.reason.casefold():
         return True
     quoted = json.dumps(wanted, ensure_ascii=False)[1:-1]
-    parts = (record.before, record.after, record.evidence)
+    parts = map(show or _all_of_it, (record.before, record.after, record.evidence))
     kept = "\n".join(json.dumps(part, ensure_ascii=False) for part in parts).casefold()
     return wanted in kept or quoted in kept
+
+
+def _all_of_it(content: Any) -> Any:
+    return content
 
 
 def _merged(search: Search, look: Look) -> Iterator[AuditRecord]:
     records = _filtered(search)
     if not search.target:
-        return (_by_time if _by_times(search) else _by_id)(records, look)
-    found = (_by_id(records.filter(**target), look) for target in targets(search.target))
-    return heapq.merge(*found, key=lambda record: record.pk, reverse=True)
+        if not _by_times(search):
+            return _by_id(records, look)
+        found = _by_time(records, look)
+        below = search.below
+        return (it for it in found if by_time(it) < below) if below else found
+    by_target = (_by_id(records.filter(**target), look) for target in targets(search.target))
+    return heapq.merge(*by_target, key=lambda record: record.pk, reverse=True)
 
 
 def _only_times(search: Search) -> bool:
@@ -157,12 +258,15 @@ def _only_times(search: Search) -> bool:
 def _filtered(search: Search) -> Records:
     wanted = {
         "at__gte": search.since,
-        "at__lt": search.until,
+        "at__lt": _until(search),
+        "pk__lt": search.below[0] if search.below and not _by_times(search) else None,
         "actor": search.actor,
         "action": search.action,
         "run_id": search.run_id,
     }
-    return AuditRecord.objects.filter(**{name: value for name, value in wanted.items() if value})
+    return AuditRecord.objects.filter(
+        **{name: value for name, value in wanted.items() if value not in (None, "")}
+    )
 
 
 def targets(target: str) -> list[dict[str, str]]:

@@ -4,9 +4,33 @@ import django_q.admin  # registers django-q2's models, whatever the order of the
 from django.apps import apps
 from django.contrib import admin
 
-from recovery.admin import audit, going, jobs, logins, overview, people, plans, proposals, runs
+from recovery.admin import (
+    archives,
+    audit,
+    going,
+    jobs,
+    logins,
+    overview,
+    people,
+    plans,
+    proposals,
+    runs,
+    trail,
+)
 
-__all__ = ["audit", "going", "jobs", "logins", "overview", "people", "plans", "proposals", "runs"]
+__all__ = [
+    "archives",
+    "audit",
+    "going",
+    "jobs",
+    "logins",
+    "overview",
+    "people",
+    "plans",
+    "proposals",
+    "runs",
+    "trail",
+]
 
 
 def hide(app_label: str) -> None:

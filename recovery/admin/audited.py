@@ -7,7 +7,7 @@ from django.db.models import Model, QuerySet
 from django.utils.translation import gettext as _
 
 from recovery.admin.tables import Table, link, list_of
-from recovery.models import AuditRecord
+from recovery.models import AuditEntry, AuditRecord
 
 SHOWN_RECORDS = 20
 
@@ -41,7 +41,7 @@ def actions() -> list[str]:
     return sorted({action for target in _targets.values() for action in target.actions})
 
 
-def target_of(record: AuditRecord) -> Model | None:
+def target_of(record: AuditEntry) -> Model | None:
     """Return the row a record is about, if it is still there."""
     target = _targets.get(record.target_type)
     return target.find(record.target_id) if target else None

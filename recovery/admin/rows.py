@@ -27,6 +27,8 @@ class ReadOnlyAdmin(ExactSearchAdmin):
     """The field that people name a row by; empty: nobody does."""
     named_rank: ClassVar[int] = 0
     """Which kind of row a name is looked for first."""
+    note: ClassVar[Any] = ""
+    """What people should know of all these rows; on the list and on each page."""
     paginator = CappedPaginator
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
@@ -64,8 +66,12 @@ class ReadOnlyAdmin(ExactSearchAdmin):
         """Show the list; refuse a POST by whoever has no action here."""
         if request.method == "POST" and not self.get_actions(request):
             raise PermissionDenied
-        title = {"title": capfirst(self.opts.verbose_name_plural)}
-        return super().changelist_view(request, title | (extra_context or {}))
+        context = {
+            "title": capfirst(self.opts.verbose_name_plural),
+            "note": self.note,
+            "elsewhere": list(self.elsewhere(request)),
+        }
+        return super().changelist_view(request, context | (extra_context or {}))
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """Return the order of the index that serves the filters asked for: their columns first."""
@@ -82,6 +88,10 @@ class ReadOnlyAdmin(ExactSearchAdmin):
         if row is not None:
             row.reader = request.user
         return row
+
+    def elsewhere(self, request: HttpRequest) -> Iterable[tuple[str, Any]]:
+        """Return address and text of links above the list: where else to look."""
+        return ()
 
     def for_list(self, queryset: Any) -> Any:
         """Return what the list reads of its rows; by default everything."""
@@ -102,6 +112,7 @@ class ReadOnlyAdmin(ExactSearchAdmin):
         row = context["original"]
         context |= {
             "title": capfirst(self.opts.verbose_name),
+            "note": self.note,
             "tables": list(self.tables(row)),
             "buttons": list(self.buttons(request, row)),
         }

@@ -1,6 +1,6 @@
 """What only some may see; the others are told which permission it takes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.utils.html import format_html
@@ -37,18 +37,27 @@ def withheld(permission: str) -> SafeString:
 
 def masked(content: Any, reader: Any) -> Any:
     """Return JSON as ``reader`` may see it: under concealed keys, at any depth, the refusal."""
+    return _replaced(content, reader, refusal)
+
+
+def bared(content: Any, reader: Any) -> Any:
+    """Return of JSON what ``reader`` may see, to search it: under concealed keys is nothing."""
+    return _replaced(content, reader, lambda _permission: None)
+
+
+def _replaced(content: Any, reader: Any, instead: Callable[[str], Any]) -> Any:
     if isinstance(content, list):
-        return [masked(it, reader) for it in content]
-    if isinstance(content, Mapping):
-        return {key: _masked(key, value, reader) for key, value in content.items()}
-    return content
-
-
-def _masked(key: str, value: Any, reader: Any) -> Any:
-    permission = _permissions.get(key)
-    if permission and not may_see(reader, permission):
-        return refusal(permission)
-    return masked(value, reader)
+        return [_replaced(it, reader, instead) for it in content]
+    if not isinstance(content, Mapping):
+        return content
+    found = {}
+    for key, value in content.items():
+        permission = _permissions.get(key)
+        if permission and not may_see(reader, permission):
+            found[key] = instead(permission)
+        else:
+            found[key] = _replaced(value, reader, instead)
+    return found
 
 
 def error_for(reader: Any, text: str) -> SafeString | str:

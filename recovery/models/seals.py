@@ -44,6 +44,13 @@ class AuditSealQuerySet(models.QuerySet["AuditSeal"]):
         """Note that their records are in the table alone."""
         return self.update(archive=None)
 
+    def of_record(self, pk: int) -> "AuditSeal | None":
+        """Return the seal over the record of this id, without its marks and gaps."""
+        span = AuditSealSpan.objects.filter(last_id__gte=pk).order_by("last_id").first()
+        if span is None or span.first_id > pk:
+            return None
+        return self.defer("marks", "gaps").filter(pk=span.seal_id).first()
+
     def with_spans(self) -> Self:
         """Return them with the ids of their records, two statements for all of them."""
         return self.prefetch_related("spans")

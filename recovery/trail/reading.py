@@ -47,12 +47,26 @@ class Wanted:
     words: tuple[bytes, ...] = ()
     """What a line must have in it, before it is read any closer."""
     fits: Callable[[AuditRecord], bool] = lambda _record: True
+    below_id: int | None = None
+    """Records of this id and higher ones are left out."""
+
+    def manifests(self) -> Any:
+        """Return the archives of which the database can tell that there may be one in them."""
+        bounds = {
+            "last_at__gte": self.since,
+            "first_at__lt": self.until,
+            "first_id__lt": self.below_id,
+        }
+        given = {name: value for name, value in bounds.items() if value is not None}
+        return AuditArchive.objects.placed().filter(**given)
 
     def may_be_in(self, archive: AuditArchive) -> bool:
         """Tell whether the manifest leaves it open that there is one; False: there is none."""
         if self.since and archive.last_at < self.since:
             return False
         if self.until and archive.first_at >= self.until:
+            return False
+        if self.below_id is not None and archive.first_id >= self.below_id:
             return False
         made = bytes(archive.terms)
         found = partial(terms.may_have, made)
@@ -76,10 +90,12 @@ class Archived:
     """Files that could not be read."""
     unread: list[AuditArchive] = field(default_factory=list)
     """Files for which there was no time."""
+    stopped: Key | None = None
+    """Where the search of the table stopped, for which there was no time either."""
     opened: int = 0
     passed: Key | None = None
     """The place of the last record that was yielded, from wherever: all others are below."""
-    _known: int = 0
+    _known: set[int] = field(default_factory=set)
     _waiting: list[tuple[Key, int, AuditArchive]] = field(default_factory=list)
     _heads: list[tuple[Key, int, list[tuple[Key, AuditRecord]]]] = field(default_factory=list)
 
@@ -89,11 +105,24 @@ class Archived:
         Whoever reads the table looks after each page: what has left the table since is in a file
         whose manifest was there before.
         """
-        newer = AuditArchive.objects.placed().filter(pk__gt=self._known).order_by("pk")
-        for archive in newer.iterator(chunk_size=MANIFESTS_AT_ONCE):
-            self._known = archive.pk
-            if self.wanted.may_be_in(archive):
+        placed = self.wanted.manifests().order_by("pk").values_list("pk", flat=True)
+        fresh = [pk for pk in placed if pk not in self._known]
+        self._known.update(fresh)
+        for at in range(0, len(fresh), MANIFESTS_AT_ONCE):
+            some = AuditArchive.objects.filter(pk__in=fresh[at : at + MANIFESTS_AT_ONCE])
+            for archive in filter(self.wanted.may_be_in, some):
+                archive.terms = b""  # they are read, and there may be many
                 heapq.heappush(self._waiting, (_falling(self._last(archive)), archive.pk, archive))
+
+    def place(self) -> Key | None:
+        """Return the place below which there was no time to look; None: there was time."""
+        tops = [_next(self._last(it)) for it in self.unread[:1]]
+        return max([*tops, *([self.stopped] if self.stopped else [])], default=None)
+
+    def give_up(self) -> None:
+        """Note all files that were not opened as unread."""
+        while self._waiting:
+            self.unread.append(heapq.heappop(self._waiting)[2])
 
     def _last(self, archive: AuditArchive) -> Key:
         return (
@@ -148,6 +177,11 @@ class Archived:
             self.troubles.append(f"{archive.name}: {error}")
         found.sort(key=lambda it: it[0])
         return found
+
+
+def _next(key: Key) -> Key:
+    """Return the place right above a record."""
+    return (*key[:-1], key[-1] + 1)
 
 
 def _falling(key: Key) -> Key:

@@ -51,6 +51,7 @@ WRONG = {
     "AUDIT_ARCHIVE": "ftp://x",
     "AUDIT_COLD": "s3://",
     "AUDIT_S3_ENDPOINT": "ftp://x",
+    "AUDIT_TRIGGERS": "perhaps",
     **{
         name: "-1"
         for name in vars(jobs)

@@ -11,8 +11,10 @@ from django.test import Client, RequestFactory
 from ledger import dlq
 from ledger.models import OutboxEntry
 from recovery import actions, audit, pauses, plans
-from recovery.models import Job, JobRun
+from recovery.clock import db_now
+from recovery.models import AuditArchive, AuditRecord, AuditSeal, Job, JobRun, RestoredRecord
 from recovery.roles import ADMINISTRATOR, OPERATOR, VIEWER
+from recovery.trail import seals
 from splits.models import Breaker, OrderStatus, SplitOrder
 from tests.everyurl import addresses, changed, stored
 from tests.factories import SplitOrderFactory, hang
@@ -69,10 +71,23 @@ def everything():
     JobRun.objects.create(job=job, fence=1, host="h", pid=1, status="failed", error="a\nb")
     audit.record(actor="ann", action="outbox-entry-edited", target_type="outbox-entry",
                  target_id="1", evidence={"original": {}})  # fmt: skip
+    archive_of_records()
     Breaker.objects.create(endpoint="http://erp.example")
     failed = SplitOrder.objects.get(status="failed")
     plans.create(plans.Wanted(action="split.retry", ids=[failed.pk], actor="ann", reason="because"))
     AccessAttempt.objects.create(username="x", ip_address="10.0.0.1", failures_since_start=5)
+
+
+def archive_of_records():
+    """Store the manifest of a file that was never put in its place, and a copy of a record."""
+    seals.seal_some(lambda: None)
+    seal, now = AuditSeal.objects.get(), db_now()
+    archive = AuditArchive.objects.create(
+        name="2026/11/audit-2026-11-24-001.jsonl.gz", day=now.date(), part=1, count=1, size=1,
+        sha256="0" * 64, first_id=1, last_id=1, first_at=now, last_at=now, last_seal=seal.number,
+        seal_hash=seal.hash, terms=b"",
+    )  # fmt: skip
+    RestoredRecord.copy_of(AuditRecord.objects.earliest("id"), archive).save()
 
 
 @pytest.fixture

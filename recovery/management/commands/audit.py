@@ -1,7 +1,7 @@
 """``audit``: what was changed, by whom and why; sealed, archived, verified, brought back."""
 
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -10,7 +10,6 @@ from uuid import UUID
 
 from django.core.management.base import CommandParser
 from django.db import DatabaseError, connection
-from django.utils import timezone
 from tqdm import tqdm
 
 from recovery import ages, retention, runner
@@ -363,12 +362,8 @@ def _moment(option: str, text: str | None, now: datetime) -> datetime | None:
     if text is None:
         return None
     try:
-        if text[-1:] in ages.UNITS_S:
-            return now - timedelta(seconds=ages.seconds_of(text))
-        moment = datetime.fromisoformat(text)
-        aware = moment if timezone.is_aware(moment) else timezone.make_aware(moment)
-        return aware.astimezone(now.tzinfo)
-    except (ValueError, OverflowError):
+        return ages.moment_of(text, now)
+    except ValueError:
         raise UsageError(
             f"{option} {text!r}: give a time (2026-11-24T12:30Z) or an age ({ages.FORM})"
         ) from None
