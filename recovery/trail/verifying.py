@@ -1,9 +1,12 @@
 """Verify the trail: the chain of seals, and every record, in the table and in archives alike."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any
+
+from django.db.models import QuerySet
 
 from recovery.clock import db_now
 from recovery.models import ArchiveStatus, AuditArchive, AuditRecord, AuditSeal, AuditSealSpan
@@ -25,6 +28,7 @@ MOST_FINDINGS = 100
 LATE = timedelta(hours=1)
 """A record that is in no seal for so long is an alarm."""
 IDS_AT_ONCE = 10_000
+SEALS_AT_ONCE, RECORDS_AT_ONCE = 100, 5_000
 TABLE = "table"
 
 
@@ -148,15 +152,38 @@ def _table(done: Verification) -> None:
     last = 0
     while not done.is_full:
         hot = AuditSeal.objects.in_table().filter(number__gt=last).order_by("number")
-        seal = hot.defer("gaps").with_spans().first()
-        if seal is None:
+        some = _as_many(hot.defer("gaps", "marks").with_spans()[:SEALS_AT_ONCE])
+        if not some:
             return
-        last, spans = seal.number, seal.ranges()
-        made = [(row[0], line_of(row)) for row in rows_of(spans)]
-        found = _compare(seal, spans, made, TABLE)
-        if found and AuditSeal.objects.in_table().filter(pk=seal.pk).exists():
-            done.findings += found
-        done.count(len(made))
+        last = some[-1].number
+        marks = AuditSeal.objects.in_bulk([it.number for it in some])
+        spans = {it.number: it.ranges() for it in some}
+        rows = rows_of(sorted(span for ranges in spans.values() for span in ranges))
+        lines = {row[0]: line_of(row) for row in rows}
+        for number, ranges in spans.items():
+            _seal(done, marks[number], ranges, lines)
+
+
+def _as_many(seals: Iterable[AuditSeal]) -> list[AuditSeal]:
+    """Return the first seals, as many as have ``RECORDS_AT_ONCE`` records, or one."""
+    some: list[AuditSeal] = []
+    count = 0
+    for seal in seals:
+        count += seal.count
+        if some and count > RECORDS_AT_ONCE:
+            break
+        some.append(seal)
+    return some
+
+
+def _seal(
+    done: Verification, seal: AuditSeal, spans: Sequence[Span], lines: Mapping[int, bytes]
+) -> None:
+    made = [(pk, lines[pk]) for pk in _ids(spans) if pk in lines]
+    found = _compare(seal, spans, made, TABLE)
+    if found and AuditSeal.objects.in_table().filter(pk=seal.pk).exists():
+        done.findings += found
+    done.count(len(made))
 
 
 def _compare(
@@ -214,13 +241,14 @@ def _archives(done: Verification, seen: set[int]) -> None:
 
 
 def _file(done: Verification, archive: AuditArchive) -> None:
-    left = set(archive.seals.values_list("number", flat=True))
+    seals = {it.number: it for it in archive.seals.defer("gaps").with_spans()}
+    left = set(seals)
     before = len(done.findings)
     try:
         store = _store_of(archive)
         with store.reading(archive.name) as file:
             for part in files.sealed(file):
-                _part(done, archive, part, left)
+                _part(done, archive, part, seals, left)
         _left_out(done, archive, left)
         if store.hash_of(archive.name) != archive.sha256 and len(done.findings) == before:
             done.find("file-changed", archive.name, detail="its SHA-256 is another one")
@@ -236,10 +264,16 @@ def _store_of(archive: AuditArchive) -> Store:
     return Store(tier)
 
 
-def _part(done: Verification, archive: AuditArchive, part: files.Sealed, left: set[int]) -> None:
+def _part(
+    done: Verification,
+    archive: AuditArchive,
+    part: files.Sealed,
+    seals: Mapping[int, AuditSeal],
+    left: set[int],
+) -> None:
     """Compare a seal of a file, and its lines, with the seal in the table."""
     number = part.seal.number if part.seal else min(left, default=0)
-    seal = AuditSeal.objects.filter(pk=number).with_spans().first()
+    seal = seals.get(number)
     found = [(_id_of(line), line) for line in part.lines]
     if seal is None or number not in left:
         first = found[0][0] if found else None
@@ -297,9 +331,11 @@ def _strangers(done: Verification) -> None:
 
 def _odd(ids: Sequence[int]) -> list[int]:
     """Return those of rising ids whose record is not held by a seal of the table."""
-    spans = AuditSealSpan.objects.filter(last_id__gte=ids[0], first_id__lte=ids[-1])
-    held = spans.exclude(seal__archive__status=ArchiveStatus.DONE).order_by("last_id")
-    ends = iter(held.values_list("first_id", "last_id"))
+    spans = AuditSealSpan.objects.order_by("last_id")
+    # No id is in two spans, so that one behind the last id, at most, has some of them.
+    behind = [it.pk for it in spans.filter(last_id__gt=ids[-1])[:1]]
+    within = _held(spans.filter(last_id__range=(ids[0], ids[-1])))
+    ends = chain(within, _held(spans.filter(pk__in=behind)))
     span, odd = next(ends, None), []
     for pk in ids:
         while span and span[1] < pk:
@@ -307,6 +343,12 @@ def _odd(ids: Sequence[int]) -> list[int]:
         if span is None or pk < span[0]:
             odd.append(pk)
     return odd
+
+
+def _held(spans: "QuerySet[AuditSealSpan]") -> Iterable[Span]:
+    """Return the spans whose records may be in the table."""
+    held = spans.exclude(seal__archive__status=ArchiveStatus.DONE)
+    return held.values_list("first_id", "last_id")
 
 
 def _judge(done: Verification, odd: Sequence[int]) -> None:
