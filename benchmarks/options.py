@@ -12,6 +12,7 @@ SECTIONS = {
     "import": "benchmarks.sections.importing",
     "publish": "benchmarks.sections.publishing",
     "idle": "benchmarks.sections.idle",
+    "audit": "benchmarks.sections.auditing",
     "growth": "benchmarks.sections.growth",
 }
 """The sections by name, in the order they are measured, and the modules that measure them."""
@@ -32,6 +33,8 @@ class Options:
     """Entries that have a task of their own, in one round."""
     orders: int = 300
     """Split orders that a contender finalizes, or imports, in one round."""
+    records: int = 100_000
+    """Audit records that a contender moves in one round."""
     samples: int = 150
     """Single entries whose way is timed while the workers idle."""
     load_s: int = 20
@@ -64,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--entries", type=_positive, default=usual.entries, help="entries posted in a round")
     add("--tasks", type=_positive, default=usual.tasks, help="entries with a task each, a round")
     add("--orders", type=_positive, default=usual.orders, help="orders finalized in a round")
+    add("--records", type=_positive, default=usual.records, help="audit records, a round")
     add("--samples", type=_positive, default=usual.samples, help="entries timed on idle workers")
     add("--load-s", type=_positive, default=usual.load_s, help="seconds under load")
     add("--rate", type=_positive, default=usual.rate, help="commits a second under load")
