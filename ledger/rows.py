@@ -6,6 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple, TypeVar
+from uuid import UUID
 
 from django.db import connection
 
@@ -32,6 +33,7 @@ ACCOUNT = Account._meta.db_table
 TRANSACTION = Transaction._meta.db_table
 POSTING = Posting._meta.db_table
 ENTRY_DEAD = "outbox-entry-dead"
+USED_UP = "its attempts are used up"
 DIED = "the worker died while it worked this entry"
 CLAIM_COLUMNS = (
     # The time as text: the driver takes longer to read a column of times than all others.
@@ -379,7 +381,7 @@ def mark_posted(ids: Sequence[int], posted_at: datetime) -> None:
         )
 
 
-def store_charges(charges: Sequence[Charge], *, actor: str) -> None:
+def store_charges(charges: Sequence[Charge], *, actor: str, run_id: UUID | None = None) -> None:
     """Store failed attempts, and an audit record for each entry that is dead now."""
     for some in _chunks(charges, CHARGES_AT_ONCE):
         columns = [_by_case(name, some) for name in Charge.COLUMNS]
@@ -390,7 +392,7 @@ def store_charges(charges: Sequence[Charge], *, actor: str) -> None:
     if dead:
         dlq.file((it.entry.id, it.code.value, it.text) for it in dead)
     for charge in dead:
-        _record_death(charge, actor)
+        _record_death(charge, actor, run_id)
 
 
 def _by_case(name: str, charges: Iterable[Charge]) -> str:
@@ -398,12 +400,13 @@ def _by_case(name: str, charges: Iterable[Charge]) -> str:
     return f"{name} = CASE id {cases} END"
 
 
-def _record_death(charge: Charge, actor: str) -> None:
+def _record_death(charge: Charge, actor: str, run_id: UUID | None) -> None:
     audit.record(
         actor=actor,
         action=ENTRY_DEAD,
         target_type="outbox-entry",
         target_id=str(charge.entry.id),
+        reason=USED_UP,
         before={"status": EntryStatus.PENDING, "attempts": charge.entry.attempts},
         after={"status": EntryStatus.DEAD, "attempts": charge.attempts},
         evidence={
@@ -411,4 +414,5 @@ def _record_death(charge: Charge, actor: str) -> None:
             "code": charge.code,
             "error": stored_text(charge.text),
         },
+        run_id=run_id,
     )

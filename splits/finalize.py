@@ -297,12 +297,11 @@ def _charge(attempt: Attempt, code: str, text: str, *, leased: bool = True) -> O
 
 def _audit_failure(attempt: Attempt, before: SplitOrder, *, code: str, error: str) -> None:
     evidence = {"code": code, "error": error, "attempt": attempt.attempt}
-    after = audit.record(before, audit.FAILED, author=attempt.author, evidence=evidence)
+    record = partial(audit.record, before, author=attempt.author)
+    after = record(audit.FAILED, cause="an attempt failed", evidence=evidence)
     if after.status == OrderStatus.FAILED:
-        limit = {"limit": settings.JOB_FINALIZE_RETRY_LIMIT}
-        audit.record(
-            before, audit.RETRY_LIMIT, author=attempt.author, evidence={**evidence, **limit}
-        )
+        evidence["limit"] = settings.JOB_FINALIZE_RETRY_LIMIT
+        record(audit.RETRY_LIMIT, cause="its attempts are used up", evidence=evidence)
 
 
 def _postpone(attempt: Attempt, code: str, text: str, *, delay_s: float) -> Outcome:

@@ -42,7 +42,7 @@ LATE_PERIODS = 3
 audited.register(
     "job",
     lambda name: Job.objects.filter(pk=name).first(),
-    actions=("job-paused", "job-resumed", pauses.RUN_REQUESTED, trails.PROBED),
+    actions=(pauses.PAUSED, pauses.RESUMED, pauses.RUN_REQUESTED, trails.PROBED),
 )
 audited.register(
     restoring.TARGET,

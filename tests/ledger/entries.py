@@ -144,9 +144,10 @@ def refusing(table: str, condition: str) -> Iterator[None]:
         body = f"FOR EACH ROW BEGIN IF {condition} THEN {signal}; END IF; END"
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE TRIGGER {name} BEFORE INSERT ON {table} {body}")
-        try:
-            yield
-        finally:
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:  # the connection may be another one by now
             cursor.execute(f"DROP TRIGGER {name}")
 
 
