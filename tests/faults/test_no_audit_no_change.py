@@ -14,7 +14,8 @@ from recovery.admin import audited
 from recovery.models import AuditRecord, ItemStatus, JobRun, PlanStatus, RunStatus
 from splits.models import LotStatus, OrderStatus
 from tests.faults import sites
-from tests.faults.repairs import REPAIRS, queued
+from tests.faults.repairs import REPAIRS
+from tests.faults.stages import queued
 from tests.faults.transitions import (
     CALLERS,
     ENTRY,
@@ -174,7 +175,7 @@ def test_repair_is_on_the_record_with_who_why_before_after_evidence_and_run(repa
     known, waiting = newest_record(), queued()
     staged.act()
     assert repair.changes or queued() > waiting
-    assert repair.word(looked(staged)) in (repair.end, "")
+    assert repair.word(looked(staged)) == repair.end
     found = list(records_of(repair, known))
     assert [it.action for it in found] == [it.action for it in repair.records]
     for record, wanted in zip(found, repair.records, strict=True):
@@ -218,7 +219,7 @@ def test_repair_whose_record_the_database_refuses_changes_nothing(repair, action
         staged.act()
     assert refusals
     assert contents(repair) == before
-    assert repair.word(looked(staged)) in (repair.begins, "")
+    assert repair.word(looked(staged)) == repair.begins
     assert not records_of(repair, known).exists()
     assert repair.changes or queued() == waiting
 
@@ -255,5 +256,4 @@ def test_change_and_record_are_seen_by_others_at_the_same_moment(
     (before, none), (after, all_of_them) = seen[at - 1], seen[at]
     assert (none, all_of_them) == (0, len(repair.records))
     assert (before != after) is repair.changes
-    assert repair.word(before) in (repair.begins, "")
-    assert repair.word(after) in (repair.end, "")
+    assert (repair.word(before), repair.word(after)) == (repair.begins, repair.end)
