@@ -18,10 +18,10 @@ from recovery.foreground import repair
 from recovery.models import ItemStatus, Plan, PlanItem, PlanStatus
 from recovery.plans import Pace, Wanted
 from recovery.runner import run_job
+from splits import restoring as restoring_orders
 from splits.audit import Author
 from splits.lifecycle import FINALIZE_JOB
 from splits.models import OrderStatus, SplitOrder
-from splits.restoring import raise_epochs
 from tests.factories import SplitOrderFactory, hang
 from tests.ledger.entries import into, make_due, put
 
@@ -37,6 +37,8 @@ class Staged:
     act: Callable[[], Any]
     look: str
     """The SQL that reads the row that changes."""
+    target: str = ""
+    """What the record calls what it is about; empty: it is not there yet."""
 
 
 # --- looks ---
@@ -65,14 +67,14 @@ def job_look(name: str) -> str:
 # --- orders ---
 
 
-def commanded(*command: str, look: str) -> Staged:
+def commanded(*command: str, look: str, target: str) -> Staged:
     """Return the stage of a command, whatever its exit status."""
 
     def act() -> None:
         with suppress(SystemExit):
             call_command(*command)
 
-    return Staged(act, look)
+    return Staged(act, look, target)
 
 
 def failing(settings: Any) -> SplitOrder:
@@ -82,7 +84,7 @@ def failing(settings: Any) -> SplitOrder:
 
 def failing_in_job(settings: Any) -> Staged:
     order = failing(settings)
-    return Staged(lambda: run_job(FINALIZE_JOB), order_look(order))
+    return Staged(lambda: run_job(FINALIZE_JOB), order_look(order), order.number)
 
 
 def failing_for_good(settings: Any) -> Staged:
@@ -97,12 +99,12 @@ def failing_for_good_by_hand(settings: Any) -> Staged:
 
 def failing_by_hand(settings: Any) -> Staged:
     order = failing(settings)
-    return commanded("finalize", order.number, look=order_look(order))
+    return commanded("finalize", order.number, look=order_look(order), target=order.number)
 
 
 def hanging(_settings: Any) -> Staged:
     order = hang(SplitOrderFactory())
-    return Staged(lambda: run_job(STUCK_JOB), order_look(order))
+    return Staged(lambda: run_job(STUCK_JOB), order_look(order), order.number)
 
 
 def hanging_at_its_last(settings: Any) -> Staged:
@@ -118,7 +120,7 @@ def hanging_too_often(settings: Any) -> Staged:
 def hanging_reset_by_hand(_settings: Any) -> Staged:
     order = hang(SplitOrderFactory())
     command = ("recover_stuck", order.number, "--reason", WHY)
-    return commanded(*command, look=order_look(order))
+    return commanded(*command, look=order_look(order), target=order.number)
 
 
 def planned(action: str, row: Model, parameters: Any = None, **pace: Any) -> Plan:
@@ -138,7 +140,7 @@ def order_planned(action: str, at: str, parameters: Any = None) -> Callable[[Any
     def stage(_settings: Any) -> Staged:
         order = SplitOrderFactory(at=at)
         planned(action, order, parameters)
-        return Staged(carry, order_look(order))
+        return Staged(carry, order_look(order), order.number)
 
     return stage
 
@@ -146,7 +148,7 @@ def order_planned(action: str, at: str, parameters: Any = None) -> Callable[[Any
 def hanging_planned(_settings: Any) -> Staged:
     order = hang(SplitOrderFactory())
     planned("split.recover", order)
-    return Staged(carry, order_look(order))
+    return Staged(carry, order_look(order), order.number)
 
 
 def reversing(which: str) -> Callable[[Any], Staged]:
@@ -157,7 +159,7 @@ def reversing(which: str) -> Callable[[Any], Staged]:
         planned("split.reverse", order)
         outputs = order.outputs.order_by("pk").values_list("pk", flat=True)
         lot = outputs[0] if which == "outputs" else order.source_lot_id
-        return Staged(carry, f"SELECT status FROM splits_lot WHERE id = {lot}")
+        return Staged(carry, f"SELECT status FROM splits_lot WHERE id = {lot}", order.number)
 
     return stage
 
@@ -176,7 +178,11 @@ def after_restore(_settings: Any) -> Staged:
     order = SplitOrderFactory()
     author = Author(ANNA, WHY)
     look = f"SELECT finalize_epoch FROM splits_splitorder WHERE id = {order.pk}"
-    return Staged(lambda: raise_epochs(restoring.floor(), author=author), look)
+    return Staged(
+        lambda: restoring_orders.raise_epochs(restoring.floor(), author=author),
+        look,
+        restoring_orders.TABLE,
+    )
 
 
 # --- entries ---
@@ -192,14 +198,14 @@ def refused(settings: Any) -> OutboxEntry:
 
 def refused_in_job(settings: Any) -> Staged:
     entry = refused(settings)
-    return Staged(lambda: run_job(OUTBOX), entry_look(entry))
+    return Staged(lambda: run_job(OUTBOX), entry_look(entry), str(entry.pk))
 
 
 def killing(settings: Any) -> Staged:
     entry = refused(settings)
     assert OutboxEntry.objects.filter(pk=entry.pk).charge(delay_s=0, error=DIED)
     make_due()
-    return Staged(lambda: run_job(OUTBOX), entry_look(entry))
+    return Staged(lambda: run_job(OUTBOX), entry_look(entry), str(entry.pk))
 
 
 def dead(settings: Any) -> OutboxEntry:
@@ -213,7 +219,7 @@ def entry_planned(action: str, parameters: Any = None) -> Callable[[Any], Staged
         settings.DLQ_EDIT_ENABLED = True
         entry = dead(settings)
         planned(action, entry, parameters)
-        return Staged(carry, entry_look(entry))
+        return Staged(carry, entry_look(entry), str(entry.pk))
 
     return stage
 
@@ -221,14 +227,14 @@ def entry_planned(action: str, parameters: Any = None) -> Callable[[Any], Staged
 def redriven_by_hand(settings: Any) -> Staged:
     entry = dead(settings)
     command = ("dlq", "redrive", "--id", str(entry.pk), "--reason", WHY)
-    return commanded(*command, look=entry_look(entry))
+    return commanded(*command, look=entry_look(entry), target=str(entry.pk))
 
 
 def restoring_discarded(settings: Any) -> Staged:
     entry = dead(settings)
     repair("outbox.discard", [entry.pk], actor=ANNA, reason=WHY)
     planned("outbox.restore", entry)
-    return Staged(carry, entry_look(entry))
+    return Staged(carry, entry_look(entry), str(entry.pk))
 
 
 def failed_canary(settings: Any) -> tuple[OutboxEntry, Plan]:
@@ -243,7 +249,7 @@ def failed_canary(settings: Any) -> tuple[OutboxEntry, Plan]:
 
 def putting_back(settings: Any) -> Staged:
     entry, _plan = failed_canary(settings)
-    return Staged(carry, entry_look(entry))
+    return Staged(carry, entry_look(entry), str(entry.pk))
 
 
 # --- plans ---
@@ -280,18 +286,19 @@ def plan_at(settings: Any, status: str) -> Plan:
 def asked(verb: Callable[..., Any], at: str) -> Callable[[Any], Staged]:
     def stage(settings: Any) -> Staged:
         plan = plan_at(settings, at)
-        return Staged(lambda: verb(plan.pk, actor=ANNA, reason=WHY), plan_look(plan))
+        return Staged(lambda: verb(plan.pk, actor=ANNA, reason=WHY), plan_look(plan), str(plan.pk))
 
     return stage
 
 
 def finishing(settings: Any) -> Staged:
-    return Staged(carry, plan_look(plan_at(settings, PlanStatus.RUNNING)))
+    plan = plan_at(settings, PlanStatus.RUNNING)
+    return Staged(carry, plan_look(plan), str(plan.pk))
 
 
 def halting(settings: Any) -> Staged:
     _entry, plan = failed_canary(settings)
-    return Staged(carry, plan_look(plan))
+    return Staged(carry, plan_look(plan), str(plan.pk))
 
 
 def item_look(plan: Plan) -> str:
@@ -299,13 +306,15 @@ def item_look(plan: Plan) -> str:
 
 
 def undoing(settings: Any) -> Staged:
-    _entry, plan = failed_canary(settings)
-    return Staged(carry, item_look(plan))
+    entry, plan = failed_canary(settings)
+    return Staged(carry, item_look(plan), str(entry.pk))
 
 
 def resuming(settings: Any) -> Staged:
     plan = plan_at(settings, PlanStatus.HALTED)
-    return Staged(lambda: plans.resume(plan.pk, actor=ANNA, reason=WHY), item_look(plan))
+    return Staged(
+        lambda: plans.resume(plan.pk, actor=ANNA, reason=WHY), item_look(plan), str(plan.pk)
+    )
 
 
 def resuming_failed(settings: Any) -> Staged:
@@ -324,7 +333,9 @@ def account(verb: str) -> Callable[[Any], Staged]:
             assert Account.objects.filter(code="stock:ELM").close()
         look = "SELECT closed_at FROM ledger_account WHERE code = 'stock:ELM'"
         act = getattr(accounts, verb)
-        return Staged(lambda: act("stock:ELM", "m2", actor=ANNA, reason=WHY), look)
+        return Staged(
+            lambda: act("stock:ELM", "m2", actor=ANNA, reason=WHY), look, "stock:ELM [m2]"
+        )
 
     return stage
 
@@ -334,14 +345,16 @@ def job(verb: str) -> Callable[[Any], Staged]:
         schedules.ensure_rows()
         if verb == "resume":
             assert pauses.pause(OUTBOX, actor=ANNA)
-        return commanded("jobs", verb, OUTBOX, "--reason", WHY, look=job_look(OUTBOX))
+        return commanded(
+            "jobs", verb, OUTBOX, "--reason", WHY, look=job_look(OUTBOX), target=OUTBOX
+        )
 
     return stage
 
 
 def asked_to_run(_settings: Any) -> Staged:
     schedules.ensure_rows()
-    return Staged(lambda: pauses.run_now(OUTBOX, actor=ANNA, reason=WHY), job_look(OUTBOX))
+    return Staged(lambda: pauses.run_now(OUTBOX, actor=ANNA, reason=WHY), job_look(OUTBOX), OUTBOX)
 
 
 def queued() -> int:
@@ -357,4 +370,4 @@ def fencing(_settings: Any) -> Staged:
         evidence = {"unfinished_orders": 0}
         return restoring.raise_fences(restoring.floor(), actor=ANNA, reason=WHY, evidence=evidence)
 
-    return Staged(act, look)
+    return Staged(act, look, "default")

@@ -1,6 +1,7 @@
 """Whatever repairs is on the record, in the transaction of the change: no audit, no change."""
 
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ from django.db import DatabaseError, connection
 from ledger.models import EntryStatus
 from recovery import actions, registry
 from recovery.admin import audited
-from recovery.models import AuditRecord, ItemStatus, JobRun, PlanStatus, RunStatus
-from splits.models import LotStatus, OrderStatus
-from tests.faults import sites
-from tests.faults.repairs import REPAIRS
+from recovery.clock import db_now
+from recovery.models import AuditRecord, ItemStatus, JobRun, Plan, PlanStatus, RunStatus
+from recovery.runner import run_job
+from splits import audit as of_orders
+from splits.models import LotStatus, OrderStatus, SplitOrder
+from tests.faults import sites, stages
+from tests.faults.repairs import CLAIM, REPAIRS
 from tests.faults.stages import queued
 from tests.faults.transitions import (
     CALLERS,
@@ -53,6 +57,11 @@ EACH_RECORD = [
     pytest.param(repair, record.action, id=f"{repair.name}: {record.action}")
     for repair in REPAIRS
     for record in repair.records
+]
+BY_ITSELF = [
+    pytest.param(repair, id=repair.name)
+    for repair in REPAIRS
+    if repair.records[0].actor.startswith("system:") and repair.besides != CLAIM
 ]
 
 
@@ -179,6 +188,8 @@ def test_repair_is_on_the_record_with_who_why_before_after_evidence_and_run(repa
     found = list(records_of(repair, known))
     assert [it.action for it in found] == [it.action for it in repair.records]
     for record, wanted in zip(found, repair.records, strict=True):
+        assert record.action.startswith(record.target_type)
+        assert record.target_id == (staged.target or str(Plan.objects.get().pk))
         assert (record.actor, record.reason) == (wanted.actor, wanted.reason)
         assert (record.before != record.after) is repair.changes
         assert record.after
@@ -222,6 +233,35 @@ def test_repair_whose_record_the_database_refuses_changes_nothing(repair, action
     assert repair.word(looked(staged)) == repair.begins
     assert not records_of(repair, known).exists()
     assert repair.changes or queued() == waiting
+
+
+@transactional
+@pytest.mark.parametrize("repair", BY_ITSELF)
+def test_automatic_repair_that_was_refused_its_record_is_made_by_the_next_run(repair, settings):
+    staged = repair.stage(settings)
+    with no_record(repair.records[0].action) as refusals:
+        staged.act()
+    assert refusals
+    assert repair.word(looked(staged)) == repair.begins
+    staged.act()
+    assert repair.word(looked(staged)) == repair.end
+    assert records_of(repair).count() == len(repair.records)
+
+
+@transactional
+def test_attempt_whose_failure_cannot_be_recorded_is_reset_as_one_that_hangs(settings):
+    staged = stages.failing_in_job(settings)
+    with no_record(of_orders.FAILED) as refusals:
+        staged.act()
+    assert refusals
+    order = SplitOrder.objects.get(number=staged.target)
+    assert (order.finalize_in_progress, order.finalize_attempts) == (True, 1)
+    past = db_now() - timedelta(seconds=1_000)
+    SplitOrder.objects.filter(pk=order.pk).update(finalize_progress_at=past)
+    assert run_job(stages.STUCK_JOB).result == {"recovered": 1}
+    record = AuditRecord.objects.get(target_id=order.number)
+    assert record.action == of_orders.RECOVERED
+    assert record.evidence["attempt_charged"]
 
 
 @transactional
