@@ -34,7 +34,7 @@ LONGEST_BATCH_S = 1.0
 )
 def process_ledger_outbox(run: Run) -> Batch:
     """Post due outbox entries in batches."""
-    policy = policy_of(run.actor, run_id=run.run_id, seal=run.renew_lease)
+    policy = policy_of(run.actor, seal=run.renew_lease, run_id=run.run_id)
     limit = run.batch_size or settings.JOB_OUTBOX_BATCH_SIZE
     if run.deaths >= DEATHS_BEFORE_CARE and not run.counts:
         return poison.post_one_at_a_time(run, policy, limit=limit)

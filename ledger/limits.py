@@ -11,7 +11,7 @@ from recovery.backoff import delay_sec
 
 
 def policy_of(
-    actor: str, *, run_id: UUID | None = None, seal: Callable[[], None] = lambda: None
+    actor: str, *, seal: Callable[[], None] = lambda: None, run_id: UUID | None = None
 ) -> Policy:
     """Return the limits; ``seal`` is the last statement of each transaction."""
     return Policy(

@@ -38,6 +38,7 @@ class Policy:
     unknown_version_delay_s: float
     actor: str
     run_id: UUID | None = None
+    """Of the run, for the audit records."""
     seal: Callable[[], None] = lambda: None
     """Called as the last statement of each transaction: renews the lease, or raises."""
     committed: Callable[["Result"], None] = lambda _result: None
@@ -358,7 +359,7 @@ class _Batch:
         rows.insert_postings(((pk, self.case.movements[pk].lines) for pk in posted), accounts)
         rows.mark_posted(posted + [entry.id for entry in verdict.duplicates], self.now)
         charges = [self._charge(entry, refusal) for entry, refusal in verdict.refused]
-        rows.store_charges(charges, by=self.policy)
+        rows.store_charges(charges, actor=self.policy.actor, run_id=self.policy.run_id)
         if verdict.postponed:
             until = self.now + timedelta(seconds=self.policy.unknown_version_delay_s)
             OutboxEntry.objects.park(verdict.postponed, until)

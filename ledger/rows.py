@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 from uuid import UUID
 
 from django.db import connection
@@ -33,6 +33,7 @@ ACCOUNT = Account._meta.db_table
 TRANSACTION = Transaction._meta.db_table
 POSTING = Posting._meta.db_table
 ENTRY_DEAD = "outbox-entry-dead"
+USED_UP = "its attempts are used up"
 DIED = "the worker died while it worked this entry"
 CLAIM_COLUMNS = (
     # The time as text: the driver takes longer to read a column of times than all others.
@@ -82,22 +83,6 @@ class AccountRow:
     def change(self) -> Decimal:
         """Return by how much the balance was moved."""
         return self.balance - self.stored[0]
-
-
-class Charger(Protocol):
-    """Who charges attempts, in which run, and how many there are."""
-
-    @property
-    def actor(self) -> str:
-        """Return the actor of audit records."""
-
-    @property
-    def run_id(self) -> UUID | None:
-        """Return the run; None: it is none's."""
-
-    @property
-    def max_attempts(self) -> int:
-        """Return how many attempts an entry has."""
 
 
 @dataclass(frozen=True)
@@ -396,7 +381,7 @@ def mark_posted(ids: Sequence[int], posted_at: datetime) -> None:
         )
 
 
-def store_charges(charges: Sequence[Charge], *, by: Charger) -> None:
+def store_charges(charges: Sequence[Charge], *, actor: str, run_id: UUID | None = None) -> None:
     """Store failed attempts, and an audit record for each entry that is dead now."""
     for some in _chunks(charges, CHARGES_AT_ONCE):
         columns = [_by_case(name, some) for name in Charge.COLUMNS]
@@ -407,7 +392,7 @@ def store_charges(charges: Sequence[Charge], *, by: Charger) -> None:
     if dead:
         dlq.file((it.entry.id, it.code.value, it.text) for it in dead)
     for charge in dead:
-        _record_death(charge, by)
+        _record_death(charge, actor, run_id)
 
 
 def _by_case(name: str, charges: Iterable[Charge]) -> str:
@@ -415,14 +400,13 @@ def _by_case(name: str, charges: Iterable[Charge]) -> str:
     return f"{name} = CASE id {cases} END"
 
 
-def _record_death(charge: Charge, by: Charger) -> None:
+def _record_death(charge: Charge, actor: str, run_id: UUID | None) -> None:
     audit.record(
-        actor=by.actor,
-        reason=f"JOB_OUTBOX_MAX_ATTEMPTS={by.max_attempts}",
-        run_id=by.run_id,
+        actor=actor,
         action=ENTRY_DEAD,
         target_type="outbox-entry",
         target_id=str(charge.entry.id),
+        reason=USED_UP,
         before={"status": EntryStatus.PENDING, "attempts": charge.entry.attempts},
         after={"status": EntryStatus.DEAD, "attempts": charge.attempts},
         evidence={
@@ -430,4 +414,5 @@ def _record_death(charge: Charge, by: Charger) -> None:
             "code": charge.code,
             "error": stored_text(charge.text),
         },
+        run_id=run_id,
     )

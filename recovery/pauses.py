@@ -8,7 +8,15 @@ from recovery import audit
 from recovery.models import Job
 from recovery.wakeups import enqueue
 
+PAUSED = "job-paused"
+RESUMED = "job-resumed"
 RUN_REQUESTED = "job-run-requested"
+STATES = {
+    PAUSED: ("running", "paused"),
+    RESUMED: ("paused", "running"),
+    RUN_REQUESTED: ("running", "running"),
+}
+"""Of the job, before and after."""
 
 
 def pause(name: str, *, actor: str, reason: str = "") -> bool:
@@ -19,7 +27,7 @@ def pause(name: str, *, actor: str, reason: str = "") -> bool:
     with transaction.atomic():
         changed = Job.objects.family(name).pause()
         if changed:
-            _record("job-paused", name, actor=actor, reason=reason)
+            _record(PAUSED, name, actor=actor, reason=reason)
     return changed
 
 
@@ -28,7 +36,7 @@ def resume(name: str, *, actor: str, reason: str = "") -> bool:
     with transaction.atomic():
         changed = Job.objects.family(name).resume()
         if changed:
-            _record("job-resumed", name, actor=actor, reason=reason)
+            _record(RESUMED, name, actor=actor, reason=reason)
             # Whatever the flag says: it may have been set while the job was paused.
             transaction.on_commit(partial(enqueue, name), robust=True)
     return changed
@@ -39,15 +47,13 @@ def run_now(name: str, *, actor: str, reason: str = "") -> bool:
     with transaction.atomic():
         if Job.objects.filter(name=name, paused_at__isnull=False).exists():
             return False
-        audit.record(
-            actor=actor, action=RUN_REQUESTED, target_type="job", target_id=name, reason=reason
-        )
+        _record(RUN_REQUESTED, name, actor=actor, reason=reason)
         transaction.on_commit(partial(enqueue, name), robust=True)
     return True
 
 
 def _record(action: str, name: str, *, actor: str, reason: str) -> None:
-    before, after = ("running", "paused") if action == "job-paused" else ("paused", "running")
+    before, after = STATES[action]
     audit.record(
         actor=actor,
         action=action,

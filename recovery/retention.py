@@ -173,7 +173,14 @@ class Rule:
             "days": self.kept_days,
             "table": self.table._meta.db_table,
         }
-        audit.record(actor=ACTOR, reason=f"{self.policy}: {summary}", evidence=evidence, **done)
+        audit.record(
+            actor=ACTOR,
+            reason=f"{self.policy}: {summary}",
+            before={"state": "there"},
+            after={"state": "gone"},
+            evidence=evidence,
+            **done,
+        )
 
 
 def _with_what_follows(table: type[Model]) -> list[type[Model]]:

@@ -54,16 +54,20 @@ def record(
     action: str,
     *,
     author: Author,
+    cause: str = "",
     evidence: Mapping[str, Any] | None = None,
 ) -> SplitOrder:
-    """Write one record of a change made to the order read as ``before``; return it as it is now."""
+    """Write one record of a change made to the order read as ``before``; return it as it is now.
+
+    ``cause`` is the reason where the author gives none.
+    """
     after = SplitOrder.objects.get(pk=before.pk)
     audit.record(
         actor=author.actor,
         action=action,
         target_type=TARGET,
         target_id=before.number,
-        reason=author.reason,
+        reason=author.reason or cause,
         before=facts(before),
         after=facts(after),
         evidence={**(evidence or {}), **author.evidence()},

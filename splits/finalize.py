@@ -5,7 +5,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -297,11 +297,11 @@ def _charge(attempt: Attempt, code: str, text: str, *, leased: bool = True) -> O
 
 def _audit_failure(attempt: Attempt, before: SplitOrder, *, code: str, error: str) -> None:
     evidence = {"code": code, "error": error, "attempt": attempt.attempt}
-    author = replace(attempt.author, reason=attempt.author.reason or f"{code}: {error}")
-    after = audit.record(before, audit.FAILED, author=author, evidence=evidence)
+    record = partial(audit.record, before, author=attempt.author)
+    after = record(audit.FAILED, cause="an attempt failed", evidence=evidence)
     if after.status == OrderStatus.FAILED:
-        limit = {"limit": settings.JOB_FINALIZE_RETRY_LIMIT}
-        audit.record(before, audit.RETRY_LIMIT, author=author, evidence={**evidence, **limit})
+        evidence["limit"] = settings.JOB_FINALIZE_RETRY_LIMIT
+        record(audit.RETRY_LIMIT, cause="its attempts are used up", evidence=evidence)
 
 
 def _postpone(attempt: Attempt, code: str, text: str, *, delay_s: float) -> Outcome:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain
+from typing import Any
 
 from django.db import IntegrityError, transaction
 from django.db.models import Exists, OuterRef, Q
@@ -122,7 +123,8 @@ class _Move:
 
     goal: OrderStatus
     action: str
-    apply: Callable[[SplitOrder], None]
+    apply: Callable[[SplitOrder], dict[str, Any]]
+    """Changes the order; returns what the record says besides."""
 
 
 def _move(order_id: int, move: _Move, author: Author) -> bool:
@@ -130,8 +132,8 @@ def _move(order_id: int, move: _Move, author: Author) -> bool:
         order = locked_order(order_id)
         if order.status == move.goal:
             return False
-        move.apply(order)
-        audit.record(order, move.action, author=author)
+        evidence = move.apply(order)
+        audit.record(order, move.action, author=author, evidence=evidence)
     return True
 
 
@@ -141,11 +143,12 @@ def retry(order_id: int, *, author: Author, due: bool = True) -> bool:
     Without ``due`` it waits for somebody to start it. Raises UnknownOrderError, WrongStatusError.
     """
 
-    def apply(order: SplitOrder) -> None:
+    def apply(order: SplitOrder) -> dict[str, Any]:
         _require(order, OrderStatus.FAILED, "only a failed order can be retried")
         SplitOrder.objects.filter(pk=order.pk).retry(due=due)
         if due:
             wake_on_commit(FINALIZE_JOB)
+        return _failure(order)
 
     return _move(order_id, _Move(OrderStatus.READY, audit.RETRIED, apply), author)
 
@@ -157,12 +160,17 @@ def release(order_id: int, *, author: Author, due: bool = True) -> bool:
     WrongStatusError.
     """
 
-    def apply(order: SplitOrder) -> None:
+    def apply(order: SplitOrder) -> dict[str, Any]:
         _require(order, OrderStatus.QUARANTINED, "only a quarantined order can be released")
         SplitOrder.objects.filter(pk=order.pk).release(due=due)
         wake_on_commit(FINALIZE_JOB)
+        return {**_failure(order), "recovered_at": order.recovered_at}
 
     return _move(order_id, _Move(OrderStatus.READY, audit.RELEASED, apply), author)
+
+
+def _failure(order: SplitOrder) -> dict[str, Any]:
+    return {"code": order.last_finalize_error_code, "error": order.last_finalize_error}
 
 
 def cancel(order_id: int, *, author: Author) -> bool:
@@ -173,7 +181,7 @@ def cancel(order_id: int, *, author: Author) -> bool:
     return _move(order_id, _Move(OrderStatus.CANCELLED, audit.CANCELLED, _cancel), author)
 
 
-def _cancel(order: SplitOrder) -> None:
+def _cancel(order: SplitOrder) -> dict[str, Any]:
     if order.finalize_in_progress:
         raise InProgressError(order.number)
     if order.status in (OrderStatus.FINALIZED, OrderStatus.REVERSED):
@@ -181,6 +189,7 @@ def _cancel(order: SplitOrder) -> None:
     if FinalizeStep.objects.filter(order=order, name=StepName.CONSUME_SOURCE).exists():
         raise StockMovedError(order.number)
     SplitOrder.objects.filter(pk=order.pk).cancel()
+    return {"source_lot": order.source_lot.code}
 
 
 def reverse(order_id: int, *, author: Author) -> bool:
@@ -213,7 +222,7 @@ def why_not_reversible(orders: Sequence[SplitOrder]) -> dict[int, str]:
     return why
 
 
-def _reverse(order: SplitOrder) -> None:
+def _reverse(order: SplitOrder) -> dict[str, Any]:
     _require(order, OrderStatus.FINALIZED, "only a finalized order can be reversed")
     source = order.source_lot
     # The root lot's row among them: its holder alone publishes for the aggregate.
@@ -235,6 +244,11 @@ def _reverse(order: SplitOrder) -> None:
         ],
     )
     SplitOrder.objects.filter(pk=order.pk).mark_reversed()
+    return {
+        "source_lot": source.code,
+        "cancelled_lots": sorted(lot.code for lot in outputs),
+        "publishes": order.reversal_key,
+    }
 
 
 def _require_untouched(outputs: Sequence[Lot]) -> None:

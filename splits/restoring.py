@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from django.db import connection, transaction
+from django.db.models import Max, Min
 
 from recovery import audit, restoring
 from recovery.errors import with_retries
@@ -55,19 +56,29 @@ def _raise(ids: list[int], to: int, author: Author) -> set[int]:
             rows = SplitOrder.objects.select_for_update(skip_locked=skip_locked)
             free = set(rows.filter(pk__in=ids).values_list("pk", flat=True))
             if free:
+                before = _epochs(free)
                 SplitOrder.objects.filter(pk__in=free).fence_off(to)
-                _record(free, to, author)
+                _record(free, to, author, before=before)
         return free
 
     return with_retries(attempt)
 
 
-def _record(ids: set[int], to: int, author: Author) -> None:
+def _epochs(ids: set[int]) -> dict[str, int]:
+    """Return the least and the greatest epoch of some orders."""
+    return SplitOrder.objects.filter(pk__in=ids).aggregate(
+        least_epoch=Min("finalize_epoch"), greatest_epoch=Max("finalize_epoch")
+    )
+
+
+def _record(ids: set[int], to: int, author: Author, *, before: dict[str, int]) -> None:
     audit.record(
         actor=author.actor,
         action=restoring.DATABASE_RESTORED,
         target_type=restoring.TARGET,
         target_id=TABLE,
         reason=author.reason,
+        before=before,
+        after=_epochs(ids),
         evidence={"raised_to": to, "orders": len(ids), "from_id": min(ids), "to_id": max(ids)},
     )

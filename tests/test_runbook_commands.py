@@ -252,6 +252,7 @@ def test_command_prints_what_is_shown(command, tmp_path):
 @pytest.mark.parametrize("command", ["manage.py selfcheck", "manage.py reconcile"])
 def test_command_prints_what_is_shown_where_all_is_well(command, tmp_path, settings):
     settings.METRICS_TOKEN = "bearer-of-the-scraper"  # as in production
+    settings.AUDIT_SEAL_KEYS = ["a-key-of-the-seals-alone-0123456789"]
     settings.SECURE_SSL_REDIRECT = True
     settings.PROXY_COUNT = 1
     imported(plan(*order("SO-1005")), finalize=True)

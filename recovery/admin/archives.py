@@ -12,6 +12,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
+from recovery import retention
 from recovery.admin import audited, trail
 from recovery.admin.lists import Choice, ChoiceFilter
 from recovery.admin.paging import grouped
@@ -40,6 +41,11 @@ def find(name: str) -> Model | None:
 
 
 audited.register(archiving.TARGET, find, actions=(archiving.ARCHIVED, copies.RESTORED))
+audited.register(
+    retention.TARGET,
+    lambda _name: None,  # it has no page
+    actions=(retention.APPLIED,),
+)
 
 
 class TierFilter(ChoiceFilter):

@@ -34,6 +34,7 @@ from recovery.admin.tables import (
 from recovery.console import Shortcut, shortcut
 from recovery.models import Job, RunStatus
 from recovery.selfcheck import trails
+from recovery.trail import guards
 from recovery.wakeups import TASK
 
 SHOWN_ERROR = 120
@@ -42,12 +43,12 @@ LATE_PERIODS = 3
 audited.register(
     "job",
     lambda name: Job.objects.filter(pk=name).first(),
-    actions=("job-paused", "job-resumed", pauses.RUN_REQUESTED, trails.PROBED),
+    actions=(pauses.PAUSED, pauses.RESUMED, pauses.RUN_REQUESTED, trails.PROBED),
 )
 audited.register(
     restoring.TARGET,
     lambda _name: None,  # it has no page
-    actions=(restoring.DATABASE_RESTORED,),
+    actions=(restoring.DATABASE_RESTORED, guards.LOWERED),
 )
 
 shortcut(Shortcut(4, _("Jobs"), "manufacturing", "recovery_job_changelist", "recovery.view_job"))

@@ -256,8 +256,9 @@ def _mark_written(made: AuditArchive, run: Run) -> None:
                 target_type=TARGET,
                 target_id=made.name,
                 reason=f"AUDIT_HOT_DAYS={settings.AUDIT_HOT_DAYS}",
-                before={"tier": "hot"},
+                before={"status": ArchiveStatus.PLACING, "tier": "hot"},
                 after={
+                    "status": ArchiveStatus.WRITTEN,
                     "tier": made.tier,
                     "records": made.count,
                     "ids": [made.first_id, made.last_id],

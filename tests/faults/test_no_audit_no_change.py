@@ -1,424 +1,310 @@
-"""Each repair and its audit record are one transaction: where the record fails, nothing changed."""
+"""Whatever repairs is on the record, in the transaction of the change: no audit, no change."""
 
-import re
-from collections.abc import Callable, Iterator
+import copy
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
-from django.apps import apps
 from django.conf import settings as configured
+from django.core.management.base import CommandError
 from django.db import DatabaseError, connection
-from django.db.models import Model
 
-from ledger import accounts
-from ledger.models import Account, EntryStatus, OutboxEntry
-from recovery import pauses, plans, runner, schedules
+from ledger.models import EntryStatus
+from recovery import actions, registry
 from recovery.admin import audited
-from recovery.models import AuditRecord, Job, JobRun, Plan
-from recovery.plans import Pace, Wanted
-from splits import lifecycle
-from splits.finalize import finalize
-from splits.models import OrderStatus, SplitOrder
-from tests.factories import AUTHOR, SplitOrderFactory, hang
-from tests.ledger.entries import into, put
-from tests.recovery.trail.records import sealed
-
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("no_redis")]
-
-STUCK, DRAIN, PLANS, ARCHIVE = (
-    "recoverFinalizeStuck",
-    "processLedgerOutbox",
-    "runRecoveryPlans",
-    "auditArchive",
+from recovery.clock import db_now
+from recovery.models import AuditRecord, ItemStatus, JobRun, Plan, PlanStatus, RunStatus
+from recovery.runner import run_job
+from splits import audit as of_orders
+from splits.models import LotStatus, OrderStatus, SplitOrder
+from tests.faults import sites, stages
+from tests.faults.repairs import CLAIM, REPAIRS
+from tests.faults.stages import queued
+from tests.faults.transitions import (
+    CALLERS,
+    ENTRY,
+    ITEM,
+    JOB,
+    LOT,
+    NO_CHANGE,
+    NO_ROWS,
+    NO_STATE,
+    ORDER,
+    PERSON,
+    PLAN,
+    RECORDERS,
+    TABLE,
+    WORK,
+    Documented,
+    documented,
 )
-NOT_STATE = {"recovery_auditrecord", "recovery_jobrun", "recovery_job", "django_q_ormq"}
-"""Rows that say who works, not what was repaired; and the trail itself."""
+from tests.ledger.entries import refusing
 
+transactional = pytest.mark.django_db(transaction=True)
 
-@dataclass(frozen=True)
-class Repair:
-    """A transition that is audited: what leads there, what does it, and what it must leave."""
-
-    action: str
-    ready: Callable[[Any], Any]
-    """Makes the rows, and sets limits; returns what ``act`` is about."""
-    act: Callable[[Any], Any]
-    actor: str = "cli:tester"
-    reason: str = "because"
-    evidence: tuple[str, ...] = ()
-    by_job: bool = False
-
-
-def order(at: OrderStatus = OrderStatus.READY, **limits: Any) -> Callable[[Any], SplitOrder]:
-    """Return what makes an order, within limits."""
-
-    def ready(settings: Any) -> SplitOrder:
-        for name, value in limits.items():
-            setattr(settings, name, value)
-        return SplitOrderFactory(at=at)
-
-    return ready
-
-
-def hung(**limits: Any) -> Callable[[Any], SplitOrder]:
-    """Return what makes an order whose finalizer is dead."""
-    return lambda settings: hang(order(**limits)(settings))
-
-
-def failing(made: SplitOrder) -> None:
-    """Attempt to finalize an order whose source is gone."""
-    finalize(made.pk, author=AUTHOR, now=True)
-
-
-def without_source(**limits: Any) -> Callable[[Any], SplitOrder]:
-    """Return what makes an order that cannot be finalized: its board is consumed."""
-
-    def ready(settings: Any) -> SplitOrder:
-        made: SplitOrder = order(**limits)(settings)
-        type(made.source_lot).objects.filter(pk=made.source_lot_id).update(status="consumed")
-        return made
-
-    return ready
-
-
-def verb(name: str) -> Callable[[SplitOrder], Any]:
-    """Return what does something to an order, as a person does."""
-    return lambda made: getattr(lifecycle, name)(made.pk, author=AUTHOR)
-
-
-def run(job: str) -> Callable[[Any], Any]:
-    """Return what runs a job."""
-    return lambda _made: runner.run_job(job)
-
-
-def refused_entry(settings: Any) -> OutboxEntry:
-    """Publish what the ledger refuses, at its last attempt."""
-    settings.JOB_OUTBOX_MAX_ATTEMPTS = 1
-    return put("k", into("OAK", "-1"))
-
-
-def dead_entry(settings: Any) -> OutboxEntry:
-    """Let an entry die."""
-    made = refused_entry(settings)
-    assert runner.run_job(DRAIN).status == "ok"
-    return made
-
-
-def discarded_entry(settings: Any) -> OutboxEntry:
-    """Let an entry die, and give it up."""
-    made = dead_entry(settings)
-    planned("outbox.discard", made)
-    assert runner.run_job(PLANS).status == "ok"
-    return made
-
-
-def planned(action: str, entry: OutboxEntry, **parameters: Any) -> Plan:
-    """Make a plan for an entry, and let it run."""
-    plan = plans.create(Wanted(action, [entry.pk], "cli:tester", "because", parameters))
-    plans.start(plan.pk, actor="cli:tester")
-    return plan
-
-
-def by_plan(
-    action: str, make: Callable[[Any], OutboxEntry], **parameters: Any
-) -> Callable[[Any], Plan]:
-    """Return what makes an entry and a plan that runs, and carries nothing yet."""
-
-    def ready(settings: Any) -> Plan:
-        settings.DLQ_EDIT_ENABLED = True
-        return planned(action, make(settings), **parameters)
-
-    return ready
-
-
-def plan_of_one(settings: Any) -> Plan:
-    """Make a plan."""
-    made = dead_entry(settings)
-    return plans.create(Wanted("outbox.redrive", [made.pk], "cli:tester", "because"))
-
-
-def running_plan(settings: Any) -> Plan:
-    """Make a plan that runs."""
-    made = plan_of_one(settings)
-    plans.start(made.pk, actor="cli:tester")
-    return made
-
-
-def paused_plan(settings: Any) -> Plan:
-    """Make a plan that is paused."""
-    made = running_plan(settings)
-    plans.pause(made.pk, actor="cli:tester", reason="because")
-    return made
-
-
-def carried_plan(settings: Any) -> Plan:
-    """Make a plan of which the next run does the last row."""
-    return planned("outbox.discard", dead_entry(settings))
-
-
-def failing_plan(settings: Any) -> Plan:
-    """Make a plan whose canary was tried in vain, so that the next run halts it."""
-    made = plans.create(
-        Wanted(
-            "outbox.redrive",
-            [dead_entry(settings).pk],
-            "cli:tester",
-            "because",
-            pace=Pace(canary=(1,)),
-        )
-    )
-    plans.start(made.pk, actor="cli:tester")
-    runner.run_job(PLANS)
-    runner.run_job(DRAIN)
-    return made
-
-
-def told(verb_: Callable[..., Any]) -> Callable[[Plan], Any]:
-    """Return what is done to a plan."""
-    return lambda made: verb_(made.pk, actor="cli:tester", reason="because")
-
-
-def an_account(settings: Any) -> Account:
-    """Return an account that is there."""
-    put("r", into("OAK", "1"))
-    assert runner.run_job(DRAIN).status == "ok"
-    return Account.objects.get(code="stock:OAK")
-
-
-def closed_account(settings: Any) -> Account:
-    """Return an account that is closed."""
-    made = an_account(settings)
-    assert accounts.close(made.code, made.unit, actor="cli:tester", reason="because")
-    return made
-
-
-def account(verb_: Callable[..., Any]) -> Callable[[Account], Any]:
-    """Return what is done to an account."""
-    return lambda made: verb_(made.code, made.unit, actor="cli:tester", reason="because")
-
-
-def a_job(_settings: Any) -> str:
-    """Return a job."""
-    schedules.ensure_rows()
-    return DRAIN
-
-
-def paused_job(settings: Any) -> str:
-    """Return a job that is paused."""
-    name = a_job(settings)
-    pauses.pause(name, actor="cli:tester", reason="because")
-    return name
-
-
-def job(verb_: Callable[..., Any]) -> Callable[[str], Any]:
-    """Return what is done to a job."""
-    return lambda name: verb_(name, actor="cli:tester", reason="because")
-
-
-def old_records(_settings: Any) -> list[int]:
-    """Seal records that are past their days."""
-    return sealed(3, days_ago=100)
-
-
-def old_runs(_settings: Any) -> None:
-    """Store a run that is past its days."""
-    Job.objects.get_or_create(name=DRAIN)
-    made = JobRun.objects.create(job_id=DRAIN, fence=1, host="h", pid=1, status="ok")
-    JobRun.objects.filter(pk=made.pk).update(started_at="2020-01-01T00:00Z")
-
-
-S = "split-order-"
-REPAIRS = [
-    Repair(f"{S}finalize-failed", without_source(), failing, evidence=("code", "error", "attempt")),
-    Repair(f"{S}finalize-retry-limit", without_source(JOB_FINALIZE_RETRY_LIMIT=1), failing,
-           evidence=("code", "limit")),
-    Repair(f"{S}finalize-stuck-recovered", hung(), run(STUCK), by_job=True),
-    Repair(f"{S}quarantined", hung(JOB_STUCK_ALERT_THRESHOLD=0), run(STUCK), by_job=True),
-    Repair(f"{S}retried", order(OrderStatus.FAILED), verb("retry")),
-    Repair(f"{S}released", order(OrderStatus.QUARANTINED), verb("release")),
-    Repair(f"{S}cancelled", order(), verb("cancel")),
-    Repair(f"{S}reversed", order(OrderStatus.FINALIZED), verb("reverse")),
-    Repair("outbox-entry-dead", refused_entry, run(DRAIN), by_job=True),
-    Repair("outbox-entry-redriven", by_plan("outbox.redrive", dead_entry), run(PLANS)),
-    Repair("outbox-entry-discarded", by_plan("outbox.discard", dead_entry), run(PLANS)),
-    Repair("outbox-entry-restored", by_plan("outbox.restore", discarded_entry), run(PLANS)),
-    Repair("plan-started", plan_of_one, told(plans.start)),
-    Repair("plan-paused", running_plan, told(plans.pause)),
-    Repair("plan-resumed", paused_plan, told(plans.resume)),
-    Repair("plan-cancelled", running_plan, told(plans.cancel)),
-    Repair("account-closed", an_account, account(accounts.close), evidence=("balance",)),
-    Repair("account-reopened", closed_account, account(accounts.reopen), evidence=("balance",)),
-    Repair("job-paused", a_job, job(pauses.pause)),
-    Repair("job-resumed", paused_job, job(pauses.resume)),
-    Repair("audit-archived", old_records, run(ARCHIVE), evidence=("sha256", "hash"), by_job=True),
-    Repair("retention-applied", old_runs, run(ARCHIVE), evidence=("table", "before"), by_job=True),
-]  # fmt: skip
-ELSEWHERE = {
-    "plan-created": "test_plan_that_cannot_be_recorded_is_not_made",
-    "plan-finished": "test_end_of_a_plan_is_recorded_or_does_not_come",
-    "plan-halted": "test_end_of_a_plan_is_recorded_or_does_not_come",
-    "outbox-entry-edited": "ledger/test_dlq_command.py: by the plan's way, as redriven",
-    "job-run-requested": "changes no row: the record is the act",
-    "plan-previewed": "changes no row: somebody looked",
-    "selfcheck-probed": "changes no row: the record is what is tried",
-    "database-restored": "faults/test_restore.py, splits/test_after_restore_command.py",
-    "audit-restored": "recovery/trail/test_tiers.py: copies and record are one transaction",
-    "audit-guards-lowered": "recovery/trail/test_guards.py: the record comes first",
-    **{
-        f"{what}-{done}": "recovery/test_people.py: people and roles, not repairs"
-        for what in ("user", "group", "accessattempt")
-        for done in ("added", "changed", "deleted")
-    },
+AUDIT = AuditRecord._meta.db_table
+STATES = {
+    ORDER: OrderStatus,
+    LOT: LotStatus,
+    ENTRY: EntryStatus,
+    PLAN: PlanStatus,
+    ITEM: ItemStatus,
+    WORK: RunStatus,
 }
-
-
-def test_every_action_that_is_audited_is_in_the_list_and_every_transition_of_the_tables():
-    known = {it.action for it in REPAIRS} | set(ELSEWHERE)
-    assert set(audited.actions()) <= known
-    text = (configured.BASE_DIR / "docs" / "architecture.md").read_text()
-    states = text[text.index("## States") : text.index("## Where things stand")]
-    rows = [it for it in states.splitlines() if it.startswith("| ") and it.count("|") >= 5]
-    named = {it for row in rows for it in re.findall(r"`([a-z]+(?:-[a-z]+)+)`", _last(row))}
-    assert named <= known
-    assert len(named) > 20
-
-
-def _last(row: str) -> str:
-    return row.rstrip("| ").rpartition("|")[2]
-
-
-def test_every_status_there_is_stands_in_the_tables():
-    """A new status needs a transition to it, and a decision whether that is audited."""
-    text = (configured.BASE_DIR / "docs" / "architecture.md").read_text()
-    states = text[text.index("## States") :]
-    for model, field in ((SplitOrder, "status"), (OutboxEntry, "status"), (Plan, "status")):
-        for value, _label in model._meta.get_field(field).choices:
-            assert f"`{value}`" in states, value
-
-
-@contextmanager
-def unwritable() -> Iterator[None]:
-    """Let the database itself refuse every audit record."""
-    refusal = {
-        "sqlite": "BEGIN SELECT RAISE(ABORT, 'no records'); END",
-        "mysql": "FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no records'",
-    }[connection.vendor]
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE TRIGGER no_records BEFORE INSERT ON recovery_auditrecord {refusal}")
-    try:
-        yield
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute("DROP TRIGGER no_records")
-
-
-def stored() -> dict[str, list[Any]]:
-    """Return every row of the business and of plans, as the database has them."""
-    models: list[type[Model]] = [
-        it
-        for label in ("splits", "ledger", "recovery")
-        for it in apps.get_app_config(label).get_models()
-        if it._meta.db_table not in NOT_STATE
-    ]
-    return {it._meta.db_table: list(it._default_manager.order_by("pk").values()) for it in models}
+NAMES = r"(split-order|outbox-entry|account|plan|job|database|retention)-[a-z-]+|audit-archived"
+EACH = [pytest.param(repair, id=repair.name) for repair in REPAIRS]
+EACH_RECORD = [
+    pytest.param(repair, record.action, id=f"{repair.name}: {record.action}")
+    for repair in REPAIRS
+    for record in repair.records
+]
+BY_ITSELF = [
+    pytest.param(repair, id=repair.name)
+    for repair in REPAIRS
+    if repair.records[0].actor.startswith("system:") and repair.besides != CLAIM
+]
 
 
 @pytest.fixture(autouse=True)
-def _place(settings: Any, tmp_path: Any) -> None:
-    stores = {**settings.STORAGES}
-    options = {**stores["audit_archive"]["OPTIONS"], "location": str(tmp_path)}
-    stores["audit_archive"] = {**stores["audit_archive"], "OPTIONS": options}
+def _folders(settings, tmp_path):
+    """Keep archives in folders of the test."""
+    stores = copy.deepcopy(settings.STORAGES)
+    for alias in ("audit_archive", "audit_cold"):
+        stores[alias]["OPTIONS"]["location"] = str(tmp_path / alias)
     settings.STORAGES = stores
 
 
-@pytest.mark.parametrize("repair", REPAIRS, ids=lambda it: it.action)
-def test_repair_is_recorded_with_who_why_what_was_and_what_is(repair: Repair, settings: Any):
-    about = repair.ready(settings)
-    before = set(AuditRecord.objects.values_list("pk", flat=True))
-    repair.act(about)
-    record = AuditRecord.objects.exclude(pk__in=before).get(action=repair.action)
-    assert record.target_id
-    assert record.reason
-    if repair.by_job:
-        assert record.actor.startswith("system:")
-        assert record.run_id in JobRun.objects.values_list("run_id", flat=True)
-    else:
-        assert (record.actor, record.reason) == (repair.actor, repair.reason)
-    if repair.action != "retention-applied":
+# The table against the code
+
+
+def test_table_is_the_one_of_the_architecture():
+    text = (Path(configured.BASE_DIR) / "docs" / "architecture.md").read_text()
+    listed = [Documented(row.kind, row.begins, row.ends, row.audited) for row in TABLE]
+    assert sorted(documented(text), key=str) == sorted(listed, key=str)
+
+
+def test_each_state_there_is_can_be_reached_by_a_transition():
+    for kind, states in STATES.items():
+        ends = {end for row in TABLE if row.kind == kind for end in row.ends.split(", ")}
+        assert set(states.values) <= ends, kind
+
+
+def test_each_transition_is_audited_and_driven_or_says_why_not():
+    for row in TABLE:
+        assert bool(row.audited) is not bool(row.why_not), row
+        driven = [
+            repair
+            for repair in REPAIRS
+            if (repair.kind, repair.ends) == (row.kind, row.ends)
+            and {it.action for it in repair.records} == set(row.audited)
+        ]
+        if driven:
+            actors = {it.actor.startswith("system:") for repair in driven for it in repair.records}
+            assert {JOB if by_itself else PERSON for by_itself in actors} == set(row.by), row
+        begun = {repair.begins for repair in driven}
+        assert begun == (set(row.begins.split(", ")) if row.audited else set()), row
+
+
+def test_each_repair_is_in_the_table():
+    listed = {(row.kind, row.ends, frozenset(row.audited)) for row in TABLE}
+    for repair in REPAIRS:
+        audited_as = frozenset(it.action for it in repair.records)
+        assert (repair.kind, repair.ends, audited_as) in listed, repair.name
+
+
+def test_each_write_in_the_code_is_a_transition_or_says_what_else_it_is():
+    verbs = {verb for row in TABLE for verb in row.verbs}
+    written = sites.writing()
+    assert verbs <= written
+    stateless = {it for it in written if it.startswith(tuple(NO_STATE))}
+    assert written - verbs - stateless == set()
+    assert not [it for it in NO_STATE if not any(site.startswith(it) for site in written)]
+
+
+def test_each_caller_of_a_verb_that_is_audited_is_known():
+    verbs = {verb for row in TABLE if row.audited for verb in row.verbs}
+    methods = {verb.rpartition(".")[2] for verb in verbs if "QuerySet." in verb}
+    found = {call for call in sites.calls(methods) if call.on not in NO_ROWS}
+    assert {(call.site, call.method) for call in found} == CALLERS
+
+
+def test_each_function_that_writes_a_record_is_known():
+    assert sites.recording() == RECORDERS
+
+
+def test_each_name_of_a_record_is_that_of_a_transition():
+    driven = {record.action for repair in REPAIRS for record in repair.records}
+    assert set(sites.words(NAMES)) == driven | NO_CHANGE.keys()
+
+
+def test_each_action_of_operators_is_driven_by_its_record():
+    driven = {record.action for repair in REPAIRS for record in repair.records}
+    assert {it.audit_action for it in actions.all_actions()} <= driven
+    named = " ".join(repair.name for repair in REPAIRS)
+    assert not [it.name for it in actions.all_actions() if it.name not in named]
+
+
+def test_each_job_that_names_its_records_has_them_driven():
+    for job in registry.all_jobs():
+        of_job = {it.action for repair in REPAIRS for it in repair.records if it.job == job.base}
+        assert set(job.audit_actions) <= of_job, job.name
+
+
+def test_console_knows_each_name_of_a_record():
+    driven = {record.action for repair in REPAIRS for record in repair.records}
+    assert driven <= set(audited.actions())
+
+
+# What happens
+
+
+def looked(staged, other=connection):
+    """Return what the row that changes is now, as ``other`` connection sees it."""
+    with other.cursor() as cursor:
+        cursor.execute(staged.look)
+        row = cursor.fetchone()
+        return dict(zip((it[0] for it in cursor.description), row, strict=True)) if row else {}
+
+
+def contents(repair):
+    """Return all rows that must stay as they are, but for what the way there changes."""
+    return {
+        model.__name__: [
+            {name: value for name, value in row.items() if name not in repair.besides}
+            for row in model._default_manager.order_by("pk").values()
+        ]
+        for model in repair.kept
+    }
+
+
+def records_of(repair, after=0):
+    actions_of = [it.action for it in repair.records]
+    return AuditRecord.objects.filter(pk__gt=after, action__in=actions_of).order_by("pk")
+
+
+def newest_record():
+    return max(AuditRecord.objects.values_list("pk", flat=True), default=0)
+
+
+@transactional
+@pytest.mark.parametrize("repair", EACH)
+def test_repair_is_on_the_record_with_who_why_before_after_evidence_and_run(repair, settings):
+    staged = repair.stage(settings)
+    known, waiting = newest_record(), queued()
+    staged.act()
+    assert repair.changes or queued() > waiting
+    assert repair.word(looked(staged)) == repair.end
+    found = list(records_of(repair, known))
+    assert [it.action for it in found] == [it.action for it in repair.records]
+    for record, wanted in zip(found, repair.records, strict=True):
+        assert record.action.startswith(record.target_type)
+        assert record.target_id == (staged.target or str(Plan.objects.get().pk))
+        assert (record.actor, record.reason) == (wanted.actor, wanted.reason)
+        assert (record.before != record.after) is repair.changes
         assert record.after
-        assert record.before != record.after
-    assert set(repair.evidence) <= set(record.evidence)
+        if repair.kind not in (LOT, ITEM):  # what else the repair of an order or a plan changed
+            assert repair.word(record.before) == repair.begins
+            assert repair.word(record.after) == repair.end
+        assert set(wanted.evidence) <= set(record.evidence)
+        run = JobRun.objects.filter(run_id=record.run_id).first()
+        assert (run.job_id if run else "") == wanted.job
 
 
-@pytest.mark.parametrize("repair", REPAIRS, ids=lambda it: it.action)
-def test_repair_that_cannot_be_recorded_changes_nothing(repair: Repair, settings: Any):
-    about = repair.ready(settings)
-    before = stored()
-    with unwritable(), suppress(DatabaseError):
-        repair.act(about)
-    after = stored()
-    for table, rows in before.items():
-        assert _settled(table, after[table]) == _settled(table, rows), table
+@contextmanager
+def no_record(action):
+    """Let the database refuse every record of ``action``; yield a list of its refusals."""
+    refusals = []
+
+    def watch(execute, sql, params, *rest):
+        try:
+            return execute(sql, params, *rest)
+        except DatabaseError:
+            if sql.startswith("INSERT") and AUDIT in sql:
+                refusals.append(sql)
+            raise
+
+    with refusing(AUDIT, f"NEW.action = '{action}'"), connection.execute_wrapper(watch):
+        yield refusals
 
 
-ATTEMPTED = {
-    "splits_splitorder": {
-        "finalize_epoch", "finalize_attempts", "finalize_in_progress", "finalize_started_at",
-        "finalize_progress_at", "finalize_owner", "finalize_token", "next_finalize_at",
-    },
-    "recovery_plan": {
-        "carrier", "carrier_until", "fence", "next_row_at", "note", "rows_done",
-        "stage_failed", "stage_known", "stage_rows",
-    },
-    "recovery_planitem": {"status", "note", "at", "result", "stage"},
-}  # fmt: skip
-"""What an attempt leaves that was made and came to nothing: who tried, and that it failed."""
+@transactional
+@pytest.mark.parametrize(("repair", "action"), EACH_RECORD)
+def test_repair_whose_record_the_database_refuses_changes_nothing(repair, action, settings):
+    staged = repair.stage(settings)
+    before, known, waiting = contents(repair), newest_record(), queued()
+    with (
+        no_record(action) as refusals,
+        suppress(DatabaseError, CommandError),
+    ):
+        staged.act()
+    assert refusals
+    assert contents(repair) == before
+    assert repair.word(looked(staged)) == repair.begins
+    assert not records_of(repair, known).exists()
+    assert repair.changes or queued() == waiting
 
 
-def _settled(table: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if table == "recovery_auditarchive":
-        return []  # its file is in place and its manifest says that rows are all there still
-    if table == "ledger_account":  # made before the batch, in a transaction of their own
-        return [row for row in rows if row["balance"]]
-    if table == "recovery_auditseal":
-        rows = [{**row, "archive_id": None} for row in rows]
-    return [
-        {name: value for name, value in row.items() if name not in ATTEMPTED.get(table, ())}
-        for row in rows
-    ]
+@transactional
+@pytest.mark.parametrize("repair", BY_ITSELF)
+def test_automatic_repair_that_was_refused_its_record_is_made_by_the_next_run(repair, settings):
+    staged = repair.stage(settings)
+    known = newest_record()
+    with no_record(repair.records[0].action) as refusals:
+        staged.act()
+    assert refusals
+    assert repair.word(looked(staged)) == repair.begins
+    staged.act()
+    assert repair.word(looked(staged)) == repair.end
+    assert records_of(repair, known).count() == len(repair.records)
 
 
-def test_records_of_an_archive_that_cannot_be_recorded_stay_in_the_table(settings: Any):
-    ids = old_records(settings)
-    with unwritable():
-        assert runner.run_job(ARCHIVE).status == "failed"
-    assert AuditRecord.objects.filter(pk__in=ids).count() == 3
-    assert runner.run_job(ARCHIVE).status == "ok"
-    assert not AuditRecord.objects.filter(pk__in=ids).exists()
+@transactional
+def test_attempt_whose_failure_cannot_be_recorded_is_reset_as_one_that_hangs(settings):
+    staged = stages.failing_in_job(settings)
+    with no_record(of_orders.FAILED) as refusals:
+        staged.act()
+    assert refusals
+    order = SplitOrder.objects.get(number=staged.target)
+    assert (order.finalize_in_progress, order.finalize_attempts) == (True, 1)
+    past = db_now() - timedelta(seconds=1_000)
+    SplitOrder.objects.filter(pk=order.pk).update(finalize_progress_at=past)
+    assert run_job(stages.STUCK_JOB).result == {"recovered": 1}
+    record = AuditRecord.objects.get(target_id=order.number)
+    assert record.action == of_orders.RECOVERED
+    assert record.evidence["attempt_charged"]
 
 
-def test_plan_that_cannot_be_recorded_is_not_made(settings: Any):
-    entry = dead_entry(settings)
-    with unwritable(), pytest.raises(DatabaseError, match="no records"):
-        plans.create(Wanted("outbox.redrive", [entry.pk], "cli:tester", "because"))
-    assert not Plan.objects.exists()
-
-
-@pytest.mark.parametrize(
-    ("ready", "ending"), [(carried_plan, "plan-finished"), (failing_plan, "plan-halted")]
-)
-def test_end_of_a_plan_is_recorded_or_does_not_come(
-    settings: Any, ready: Callable[[Any], Plan], ending: str
+@transactional
+@pytest.mark.parametrize("repair", EACH)
+def test_change_and_record_are_seen_by_others_at_the_same_moment(
+    repair, settings, second_connection
 ):
-    plan = ready(settings)
-    with unwritable():
-        runner.run_job(PLANS)
-        assert Plan.objects.get(pk=plan.pk).status == "running"
-    for _ in range(3):
-        runner.run_job(PLANS)
-    record = AuditRecord.objects.get(action=ending)
-    assert record.before == {"status": "running"}
-    assert Plan.objects.get(pk=plan.pk).status in ("done", "halted")
-    assert OutboxEntry.objects.get().status in (EntryStatus.DISCARDED, EntryStatus.DEAD)
+    staged = repair.stage(settings)
+    known, seen = newest_record(), []
+    names = ", ".join(f"'{it.action}'" for it in repair.records)
+    count = f"SELECT COUNT(*) FROM {AUDIT} WHERE id > {known} AND action IN ({names})"
+
+    def note():
+        with second_connection.cursor() as cursor:
+            cursor.execute(count)
+            (records,) = cursor.fetchone()
+        now = looked(staged, second_connection), records
+        if not seen or seen[-1] != now:
+            seen.append(now)
+
+    def watch(execute, sql, params, *rest):
+        try:
+            return execute(sql, params, *rest)
+        finally:
+            note()
+
+    note()
+    with connection.execute_wrapper(watch):
+        staged.act()
+    note()
+    at = next(nth for nth, (_row, records) in enumerate(seen) if records)
+    (before, none), (after, all_of_them) = seen[at - 1], seen[at]
+    assert (none, all_of_them) == (0, len(repair.records))
+    assert (before != after) is repair.changes
+    assert (repair.word(before), repair.word(after)) == (repair.begins, repair.end)
