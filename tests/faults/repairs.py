@@ -17,6 +17,7 @@ from recovery.audit import cli_actor
 from recovery.models import AuditArchive, AuditSeal, AuditSealSpan, Job, Plan, PlanItem
 from recovery.trail import archiving
 from splits import audit as of_orders
+from splits import lifecycle
 from splits.lifecycle import FINALIZE_JOB
 from splits.models import FinalizeStep, Lot, SplitLine, SplitOrder
 from tests.faults import stages
@@ -197,11 +198,12 @@ def _resets() -> Iterator[Repair]:
 
 
 def _moves() -> Iterator[Repair]:
+    retried = in_plan(of_orders.RETRIED, *FAILURE)
     released = in_plan(of_orders.RELEASED, *FAILURE, "recovered_at")
     cancelled = in_plan(of_orders.CANCELLED, "source_lot")
     undone = in_plan(of_orders.REVERSED, "source_lot", "cancelled_lots", "publishes")
     for at, to, action, record, parameters in (
-        ("failed", "ready", "split.retry", in_plan(of_orders.RETRIED, *FAILURE), {}),
+        ("failed", "ready", "split.retry", retried, {}),
         ("quarantined", "ready", "split.release", released, {}),
         ("quarantined", "ready", "split.recover", released, {"force": True}),
         *(
@@ -212,6 +214,15 @@ def _moves() -> Iterator[Repair]:
     ):
         stage = stages.order_planned(action, at, parameters)
         yield Repair(f"{action} of {at}", ORDER, at, to, stage, [record], status_word)
+    for at, to, verb, record in (
+        ("failed", "ready", lifecycle.retry, retried),
+        ("quarantined", "ready", lifecycle.release, released),
+        ("ready", "cancelled", lifecycle.cancel, cancelled),
+        ("finalized", "reversed", lifecycle.reverse, undone),
+    ):
+        alone = by_hand(record.action, *record.evidence[1:])
+        name, stage = f"{verb.__name__}, without a plan", stages.moved(verb, at)
+        yield Repair(name, ORDER, at, to, stage, [alone], status_word)
     for name, frm, to, which in (
         ("a source lot is restored", "consumed", "available", "source_lot_id"),
         ("child lots are cancelled", "available", "cancelled", "outputs"),

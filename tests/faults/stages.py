@@ -146,6 +146,17 @@ def order_planned(action: str, at: str, parameters: Any = None) -> Callable[[Any
     return stage
 
 
+def moved(verb: Callable[..., bool], at: str) -> Callable[[Any], Staged]:
+    """Return the stage of a verb that is called by itself, as drills do."""
+
+    def stage(_settings: Any) -> Staged:
+        order = SplitOrderFactory(at=at)
+        author = Author(ANNA, WHY)
+        return Staged(lambda: verb(order.pk, author=author), order_look(order), order.number)
+
+    return stage
+
+
 def hanging_planned(_settings: Any) -> Staged:
     order = hang(SplitOrderFactory())
     planned("split.recover", order)
