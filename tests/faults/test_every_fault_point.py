@@ -35,7 +35,9 @@ CONVOY = ["convoy.before_commit", "convoy.after_commit"]
 """Tried in tests/splits/test_convoy.py."""
 PLANS = ["plan.before_item", "plan.after_item"]
 """Tried in tests/ledger/test_dlq_command.py."""
-MATRIX = [*WITHIN, *BOUNDARIES, *IN_BATCH, *BESIDE_BATCH, *CONVOY, *PLANS]
+ARCHIVE = ["archive.before_rename", "archive.after_rename", "archive.before_delete"]
+"""Tried in tests/faults/test_archive.py."""
+MATRIX = [*WITHIN, *BOUNDARIES, *IN_BATCH, *BESIDE_BATCH, *CONVOY, *PLANS, *ARCHIVE]
 
 AT_ONCE = 6
 
