@@ -10,6 +10,7 @@ from django.db import DatabaseError, InterfaceError, transaction
 from recovery import carrying, history, metrics, plans, retention
 from recovery.carrying import Carrier, Step
 from recovery.clock import db_now
+from recovery.leases import LeaseLostError
 from recovery.models import Plan
 from recovery.registry import Batch, job
 from recovery.runner import Run
@@ -46,19 +47,32 @@ def audit_seal(run: Run) -> Batch:
     audit_actions=(archiving.ARCHIVED, retention.APPLIED),
 )
 def audit_archive(run: Run) -> Batch:
-    """Move old audit records to the archive, and delete what is past its retention."""
+    """Move old audit records to the archive, and delete what is past its retention.
+
+    What goes wrong with archives keeps nothing else from its retention. A run that is over is
+    followed by another one, whose end says what went wrong.
+    """
     counts: Counter[str] = Counter()
-    trouble: Exception | None = None
-    try:
-        if _is_over(run, counts, archiving.archive(run)):
-            return Batch(+counts, more=True)
-    except (OSError, archiving.AlteredRecordsError) as error:
-        trouble = error  # what else is past its days goes all the same
-    if _retain(run, counts):
+    troubles: list[Exception] = []
+    is_over = _is_archived(run, counts, troubles) or _retain(run, counts)
+    counts["archive_troubles"] = len(troubles)
+    if is_over:
         return Batch(+counts, more=True)
-    if trouble:
-        raise trouble
+    if troubles:
+        run.counts.update(+counts)
+        raise troubles[0]
     return Batch(+counts)
+
+
+def _is_archived(run: Run, counts: Counter[str], troubles: list[Exception]) -> bool:
+    """Archive; True: the run is over before all of it."""
+    try:
+        return _is_over(run, counts, archiving.archive(run, troubles))
+    except LeaseLostError:
+        raise
+    except Exception as error:  # noqa: BLE001 - raised at the end, by who asked
+        troubles.append(error)
+        return False
 
 
 def _is_over(run: Run, counts: Counter[str], steps: Iterator[dict[str, int]]) -> bool:

@@ -274,11 +274,11 @@ def targets(target: str) -> list[dict[str, str]]:
 
     An ID may have a slash of its own: what stands before it is a type only if there is one.
     """
-    types = list(_types())
+    whole = [{"target_type": name, "target_id": target} for name in _types()]
     kind, slash, rest = target.partition("/")
-    if slash and kind in types:
-        return [{"target_type": kind, "target_id": rest}]
-    return [{"target_type": name, "target_id": target} for name in types]
+    if slash and kind and rest:
+        return [{"target_type": kind, "target_id": rest}, *whole]
+    return whole
 
 
 def _types() -> Iterator[str]:

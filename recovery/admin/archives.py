@@ -210,7 +210,7 @@ class AuditSealAdmin(ReadOnlyAdmin):
         (_("What is in it"), {"fields": ("records", "ids", "first", "last")}),
         (
             _("Hashes"),
-            {"fields": ("hash_shown", "digest", "previous_shown", "mac", "key", "reached")},
+            {"fields": ("hash_shown", "digest", "previous_shown", "mac", "key")},
         ),
     )
     at_shown = moment_of(AuditSeal, "at")

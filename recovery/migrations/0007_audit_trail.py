@@ -69,7 +69,6 @@ class Migration(migrations.Migration):
                 ('mac', models.CharField(max_length=64, verbose_name='keyed hash')),
                 ('key', models.CharField(max_length=16, verbose_name='key')),
                 ('marks', models.BinaryField(verbose_name='marks')),
-                ('reached', models.PositiveBigIntegerField(verbose_name='reached')),
                 ('gaps', models.JSONField(default=list, verbose_name='gaps')),
                 ('archive', models.ForeignKey(blank=True, db_index=False, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='seals', to='recovery.auditarchive', verbose_name='archive')),
             ],

@@ -1,6 +1,6 @@
 """Seals of audit records: each one over some records, and over the seal before it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from django.db import models
@@ -40,6 +40,10 @@ class AuditSealQuerySet(models.QuerySet["AuditSeal"]):
         """Note that their records are in ``archive``; those of another archive are left."""
         return self.hot().update(archive=archive)
 
+    def keep_gaps(self, gaps: Sequence[Sequence[int]]) -> None:
+        """Keep what the next seal has to look for."""
+        self.update(gaps=gaps)
+
     def take_back(self) -> int:
         """Note that their records are in the table alone."""
         return self.update(archive=None)
@@ -76,10 +80,9 @@ class AuditSeal(models.Model):
     key = models.CharField(_("key"), max_length=KEY_NAME_LENGTH)
     marks = models.BinaryField(_("marks"))
     """Eight bytes of each record's hash: they tell which one was changed."""
-    reached = models.PositiveBigIntegerField(_("reached"))
-    """The highest id that was sealed so far, by this seal or an earlier one."""
     gaps = models.JSONField(_("gaps"), default=list)
-    """Ids below ``reached`` that were not there yet: ``[first, last, unix time]``."""
+    """Of the newest one: ids below the highest that were not there yet, and since when they
+    are missing, ``[first, last, unix time]``."""
     archive = models.ForeignKey(
         "recovery.AuditArchive",
         models.PROTECT,
@@ -128,6 +131,11 @@ class AuditSealSpan(models.Model):
     def __str__(self) -> str:
         """Return it as the seal's text has it."""
         return span_text((self.first_id, self.last_id))
+
+    @classmethod
+    def reached(cls) -> int:
+        """Return the highest id that was sealed; 0: none was."""
+        return cls.objects.order_by("-last_id").values_list("last_id", flat=True).first() or 0
 
 
 def spans_of(ids: Iterable[int]) -> Iterator[Span]:

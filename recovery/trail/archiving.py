@@ -3,28 +3,30 @@
 import gzip
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, datetime, timedelta
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Count, Sum
+from django.db.models import Count, Q, Sum
 
-from recovery import audit
+from recovery import audit, stopping
 from recovery.clock import db_now
-from recovery.errors import with_retries
+from recovery.errors import is_infrastructure, with_retries
 from recovery.faultpoints import faultpoint
+from recovery.leases import LeaseLostError
 from recovery.models import ArchiveStatus, AuditArchive, AuditRecord, AuditSeal, Tier
 from recovery.models.seals import Span
 from recovery.pacing import next_size
 from recovery.runner import Run
-from recovery.trail import files, terms
+from recovery.trail import files
+from recovery.trail.contents import Contents
 from recovery.trail.lines import COLUMNS, digest_of, hash_of, line_of, rows_of
 from recovery.trail.seals import is_sound
-from recovery.trail.stores import Draft, Store, StoreError, rename
+from recovery.trail.stores import ASIDE, Draft, Store, StoreError, rename
 
 logger = logging.getLogger(__name__)
 
@@ -35,86 +37,67 @@ PART_RECORDS = 50_000
 LEAST_ROWS, MOST_ROWS = 20, 999
 LONGEST_S = 0.2
 SEALS_AT_ONCE = 20
-_NAMES = {name: at for at, name in enumerate(COLUMNS)}
+IN_A_ROW = 3
+"""After so many files in a row that could not be written no other one is tried."""
+LONGEST_LOOK_S = 60
+TOKEN_CHARS = 8
+Steps = Iterator[dict[str, int]]
 
 
 class AlteredRecordsError(Exception):
     """Records are not what they were when they were sealed: they stay where they are."""
 
 
-@dataclass
-class Contents:
-    """What was written into a file."""
-
-    seals: list[int] = field(default_factory=list)
-    terms: set[str] = field(default_factory=set)
-    count: int = 0
-    first_id: int = 0
-    last_id: int = 0
-    first_at: Any = None
-    last_at: Any = None
-    newest: AuditSeal | None = None
-
-    def add(self, seal: AuditSeal, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Add a seal's records."""
-        self.seals.append(seal.number)
-        self.newest = seal
-        self.count += len(rows)
-        ids = [row[0] for row in rows]
-        self.first_id = min([self.first_id or ids[0], *ids])
-        self.last_id = max(self.last_id, *ids)
-        self.first_at = min(self.first_at or seal.first_at, seal.first_at)
-        self.last_at = max(self.last_at or seal.last_at, seal.last_at)
-        for row in rows:
-            self.terms.update(_terms_of(row))
-
-
-def _terms_of(row: tuple[Any, ...]) -> Iterator[str]:
-    yield terms.term("actor", row[_NAMES["actor"]])
-    yield terms.term("action", row[_NAMES["action"]])
-    yield terms.term("target", row[_NAMES["target_id"]])
-    if run_id := row[_NAMES["run_id"]]:
-        yield terms.term("run", run_id)
-
-
-def archive(run: Run) -> Iterator[dict[str, int]]:
+def archive(run: Run, troubles: list[Exception]) -> Steps:
     """Finish what was begun, archive what is past its days, put old files away.
 
-    Yields counts after each commit. What goes wrong with one file keeps no other one from its end;
-    it is raised at the end.
+    Yields counts after each commit. What goes wrong with one file keeps no other one from its end:
+    it is added to ``troubles``.
     """
-    troubles: list[Exception] = []
     for unfinished in AuditArchive.objects.unfinished().order_by("day", "part"):
         yield from _collecting(troubles, _finish(unfinished, run))
-    yield from _collecting(troubles, _write_due(run))
-    yield from _collecting(troubles, put_away(run))
-    if troubles:
-        raise troubles[0]
+    yield from _write_due(run, troubles)
+    yield from put_away(run, troubles)
 
 
-def _collecting(
-    troubles: list[Exception], steps: Iterator[dict[str, int]]
-) -> Iterator[dict[str, int]]:
+def _collecting(troubles: list[Exception], steps: Steps) -> Steps:
+    """Take steps about one file; what goes wrong with it is a trouble, not the end of the run."""
     try:
         yield from steps
-    except (OSError, AlteredRecordsError, files.DamagedFileError) as error:
-        logger.warning("archive_stopped", extra={"error": str(error)})
+    except LeaseLostError:
+        raise
+    except Exception as error:
+        if is_infrastructure(error):
+            raise
+        logger.warning("archive_stopped", extra={"error": f"{type(error).__name__}: {error}"})
         troubles.append(error)
 
 
-def _write_due(run: Run) -> Iterator[dict[str, int]]:
+def _write_due(run: Run, troubles: list[Exception]) -> Steps:
     before = _hot_since(db_now())
-    altered: set[int] = set()
-    while (seals := _next_seals(before, altered)) is not None:
-        made = _write(seals, run, altered)
-        if made is not None:
-            yield {"archives_written": 1}
-            yield from _empty(made, run)
+    altered: list[int] = []
+    last: tuple[date, int] | None = None
+    failed = 0
+    # What was altered is looked at again by each run, and must not take all of its time.
+    while failed < IN_A_ROW and (seals := _next_seals(before, last)):
+        if altered and (stopping.asked() or run.duration_s > LONGEST_LOOK_S):
+            break
+        last, known = (seals[-1].day, seals[-1].number), len(troubles)
+        yield from _collecting(troubles, _write_one(seals, run, altered))
+        failed = failed + 1 if len(troubles) > known else 0
     if altered:
-        names = ", ".join(map(str, sorted(altered)[:10]))
-        raise AlteredRecordsError(
+        names = ", ".join(map(str, altered[:10]))
+        error = AlteredRecordsError(
             f"{AlteredRecordsError.__doc__} audit verify names them (seals {names})"
         )
+        troubles.append(error)
+
+
+def _write_one(seals: list[AuditSeal], run: Run, altered: list[int]) -> Steps:
+    made = _write(seals, run, altered)
+    if made is not None:
+        yield {"archives_written": 1}
+        yield from _empty(made, run)
 
 
 def due(now: datetime) -> tuple[int, int]:
@@ -142,12 +125,15 @@ def due_seals(before: date) -> Any:
     return AuditSeal.objects.hot().before_day(before).order_by("day", "number")
 
 
-def _next_seals(before: date, altered: set[int]) -> list[AuditSeal] | None:
-    """Return the seals that the next file gets: of one day, in their order."""
-    due = due_seals(before).exclude(number__in=altered).defer("marks", "gaps")
+def _next_seals(before: date, last: tuple[date, int] | None) -> list[AuditSeal]:
+    """Return the seals that the next file gets: of one day, in their order, behind the last one."""
+    due = due_seals(before).defer("marks", "gaps")
+    if last is not None:
+        day, number = last
+        due = due.filter(Q(day__gt=day) | Q(day=day, number__gt=number))
     first = due.first()
     if first is None:
-        return None
+        return []
     taken, count = [], 0
     for seal in due.filter(day=first.day).iterator(chunk_size=100):
         taken.append(seal)
@@ -157,10 +143,12 @@ def _next_seals(before: date, altered: set[int]) -> list[AuditSeal] | None:
     return taken
 
 
-def _write(seals: list[AuditSeal], run: Run, altered: set[int]) -> AuditArchive | None:
+def _write(seals: list[AuditSeal], run: Run, altered: list[int]) -> AuditArchive | None:
     """Write a file with the records of ``seals``; None: all of them were altered."""
     store, day = Store(Tier.WARM), seals[0].day
-    part, name = _free_name(store, day)
+    store.require_its_archives()
+    part = _next_part(day)
+    name = name_of(day, part, run.run_id.hex[:TOKEN_CHARS])
     store.sweep(name.rpartition("/")[0])
     with store.drafting(name, token=run.run_id.hex) as draft:
         contents = _fill(draft, seals, run, altered)
@@ -176,28 +164,29 @@ def _write(seals: list[AuditSeal], run: Run, altered: set[int]) -> AuditArchive 
     return made
 
 
-def _free_name(store: Store, day: date) -> tuple[int, str]:
-    """Return the next part of a day; files of a time that a restore undid are not overwritten."""
+def _next_part(day: date) -> int:
     newest = AuditArchive.objects.filter(day=day).order_by("-part").first()
-    part = newest.part + 1 if newest else 1
-    while store.has(name_of(day, part)):
-        part += 1
-    return part, name_of(day, part)
+    return newest.part + 1 if newest else 1
 
 
-def name_of(day: date, part: int) -> str:
-    """Return the name of a day's file."""
-    return f"{day:%Y/%m}/audit-{day:%Y-%m-%d}-{part:03}.jsonl.gz"
+def name_of(day: date, part: int, token: str) -> str:
+    """Return the name of a file of a day; its run's token is in it, so that it is written once.
+
+    A writer that was given up, or is of a time that a restore of the database undid, cannot
+    overwrite what came after it.
+    """
+    return f"{day:%Y/%m}/audit-{day:%Y-%m-%d}-{part:03}-{token}.jsonl.gz"
 
 
-def _fill(draft: Draft, seals: list[AuditSeal], run: Run, altered: set[int]) -> Contents:
+def _fill(draft: Draft, seals: list[AuditSeal], run: Run, altered: list[int]) -> Contents:
     contents = Contents()
     with files.writing(draft) as packed:
         for at in range(0, len(seals), SEALS_AT_ONCE):
             some = [it.number for it in seals[at : at + SEALS_AT_ONCE]]
-            for seal in AuditSeal.objects.filter(number__in=some).with_spans().order_by("number"):
+            numbered = AuditSeal.objects.filter(number__in=some).defer("marks", "gaps")
+            for seal in numbered.with_spans().order_by("number"):
                 if not _add(packed, seal, contents):
-                    altered.add(seal.number)
+                    altered.append(seal.number)
                 run.progressed()
     return contents
 
@@ -211,7 +200,9 @@ def _add(packed: gzip.GzipFile, seal: AuditSeal, contents: Contents) -> bool:
         logger.error("audit_altered", extra={"seal": seal.number, "day": f"{seal.day}"})
         return False
     packed.writelines([*made, files.seal_line(seal, spans)])
-    contents.add(seal, rows)
+    contents.seals.append(seal.number)
+    for row in rows:
+        contents.add(AuditRecord(**dict(zip(COLUMNS, row, strict=True))))
     return True
 
 
@@ -220,23 +211,17 @@ def _note(
     draft: Draft, contents: Contents, day: date, part: int, name: str, run: Run
 ) -> AuditArchive:
     """Store the manifest, before the file is in its place."""
-    newest = contents.newest
-    assert newest is not None  # noqa: S101 - there are seals
+    newest = AuditSeal.objects.only("number", "hash").get(pk=max(contents.seals))
     made = AuditArchive.objects.create(
         name=name,
         day=day,
         part=part,
         aside=draft.aside,
-        count=contents.count,
         size=draft.size,
         sha256=draft.sha256,
-        first_id=contents.first_id,
-        last_id=contents.last_id,
-        first_at=contents.first_at,
-        last_at=contents.last_at,
         last_seal=newest.number,
         seal_hash=newest.hash,
-        terms=terms.filter_of(contents.terms),
+        **contents.manifest(),
     )
     if AuditSeal.objects.filter(number__in=contents.seals).file_under(made) != len(contents.seals):
         raise StoreError("seals of the file are in another one already")
@@ -272,12 +257,12 @@ def _mark_written(made: AuditArchive, run: Run) -> None:
     made.refresh_from_db()
 
 
-def _finish(made: AuditArchive, run: Run) -> Iterator[dict[str, int]]:
+def _finish(made: AuditArchive, run: Run) -> Steps:
     """Go on with an archive where somebody stopped."""
     store = Store(made.tier)
     if made.status == ArchiveStatus.PLACING:
         if not _is_placed(made, store):
-            with_retries(partial(_forget, made, run))
+            _forget(made, run)
             return
         _mark_written(made, run)
         yield {"archives_written": 1}
@@ -289,34 +274,51 @@ def _finish(made: AuditArchive, run: Run) -> Iterator[dict[str, int]]:
 def _is_placed(made: AuditArchive, store: Store) -> bool:
     """Put a file in its place that is complete aside; tell whether it is there, and right."""
     place = store.path_of(made.name)
-    if place is not None and made.aside:
-        aside = place.with_name(made.aside)
-        if aside.exists():
+    if place is not None and not place.exists():
+        aside = place.with_name(made.aside) if _is_aside(made.aside, place.name) else None
+        if aside is not None and aside.exists() and store.hash_at(aside) == made.sha256:
             rename(aside, place)
     return store.has(made.name) and store.hash_of(made.name) == made.sha256
 
 
-@transaction.atomic
+def _is_aside(aside: str, name: str) -> bool:
+    """Tell whether it is what a draft of ``name`` is called: the database's word is not enough."""
+    return aside.startswith(f".{name}.") and aside.endswith(ASIDE) and "/" not in aside
+
+
 def _forget(made: AuditArchive, run: Run) -> None:
     """Drop the manifest of a file that never was: its records are all in the table."""
-    AuditSeal.objects.filter(archive=made).take_back()
-    made.delete()
-    run.renew_lease()
+    pk = made.pk
+
+    @transaction.atomic
+    def attempt() -> None:
+        AuditSeal.objects.filter(archive_id=pk).take_back()
+        AuditArchive.objects.filter(pk=pk).delete()
+        run.renew_lease()
+
+    with_retries(attempt)
 
 
-def _empty(made: AuditArchive, run: Run) -> Iterator[dict[str, int]]:
+def _empty(made: AuditArchive, run: Run) -> Steps:
     """Delete the rows that the file has, a few at a time."""
     faultpoint("archive.before_delete")
-    size = LEAST_ROWS
-    for first, last in _spans(made):
-        rows = AuditRecord.objects.filter(pk__range=(first, last)).order_by("pk")
-        while ids := list(rows.values_list("pk", flat=True)[:size]):
-            started = time.monotonic()
-            deleted = with_retries(partial(_delete, made, ids, run.renew_lease))
-            took_s = time.monotonic() - started
-            size = next_size(size, took_s, least=LEAST_ROWS, most=MOST_ROWS, longest_s=LONGEST_S)
-            yield {"records_archived": deleted}
+    size, ids = LEAST_ROWS, _ids(_spans(made))
+    while some := list(islice(ids, size)):
+        there = list(AuditRecord.objects.filter(pk__in=some).values_list("pk", flat=True))
+        if not there:
+            size = min(MOST_ROWS, 2 * size)  # an earlier run deleted them
+            continue
+        started = time.monotonic()
+        deleted = with_retries(partial(_delete, made, there, run.renew_lease))
+        took_s = time.monotonic() - started
+        size = next_size(size, took_s, least=LEAST_ROWS, most=MOST_ROWS, longest_s=LONGEST_S)
+        yield {"records_archived": deleted}
     _mark_done(made, run)
+
+
+def _ids(spans: Iterable[Span]) -> Iterator[int]:
+    for first, last in spans:
+        yield from range(first, last + 1)
 
 
 def _spans(made: AuditArchive) -> Iterator[Span]:
@@ -340,19 +342,26 @@ def _mark_done(made: AuditArchive, run: Run) -> None:
     with_retries(attempt)
 
 
-def put_away(run: Run) -> Iterator[dict[str, int]]:
+def put_away(run: Run, troubles: list[Exception]) -> Steps:
     """Move archives past their days to the cold tier; yield counts after each."""
-    before = _warm_since(db_now())
+    for made in AuditArchive.objects.to_put_away(_warm_since(db_now())).order_by("day", "part"):
+        yield from _collecting(troubles, _put_one_away(made, run))
+
+
+def _put_one_away(made: AuditArchive, run: Run) -> Steps:
     warm, cold = Store(Tier.WARM), Store(Tier.COLD)
-    for made in AuditArchive.objects.to_put_away(before).order_by("day", "part"):
-        if made.tier == Tier.WARM:
-            cold.copy_from(warm, made.name, sha256_hex=made.sha256, token=run.run_id.hex)
-            with_retries(partial(_note_cold, made, run))
-        elif cold.hash_of(made.name) != made.sha256:
-            raise StoreError(f"{made.name} is not what was put away: it stays in both tiers")
-        warm.remove(made.name)
-        AuditArchive.objects.filter(pk=made.pk).undouble()
-        yield {"archives_put_away": 1}
+    # A database of before the move, brought back, says warm of what is cold alone.
+    is_there = made.tier == Tier.COLD or (not warm.has(made.name) and cold.has(made.name))
+    if not is_there:
+        cold.require_its_archives()
+        cold.copy_from(warm, made.name, sha256_hex=made.sha256, token=run.run_id.hex)
+    if cold.hash_of(made.name) != made.sha256:
+        raise StoreError(f"{made.name} is not what was put away: it stays where it is")
+    if made.tier == Tier.WARM:
+        with_retries(partial(_note_cold, made, run))
+    warm.remove(made.name)
+    AuditArchive.objects.filter(pk=made.pk).undouble()
+    yield {"archives_put_away": 1}
 
 
 @transaction.atomic

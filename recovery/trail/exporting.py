@@ -2,17 +2,20 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from recovery.models import AuditArchive, AuditRecord, AuditSeal, AuditSealSpan
 from recovery.trail import files
 from recovery.trail.lines import COLUMNS, hash_of, line_of, rows_of
 from recovery.trail.reading import opened
+from recovery.trail.verifying import in_order
 
 RECORDS, TABLE, PROOF, CHAIN, SUMS = (
     "records.jsonl",
@@ -59,9 +62,10 @@ def export(found: Iterable[AuditRecord], folder: Path) -> Exported:
 def _write_records(found: Iterable[AuditRecord], folder: Path, done: Exported) -> list[int]:
     ids = []
     with ExitStack() as opened_files:
-        lines = opened_files.enter_context((folder / RECORDS).open("xb"))
-        table = opened_files.enter_context((folder / TABLE).open("x", encoding="utf-8", newline=""))
-        writer = csv.writer(table)
+        lines = opened_files.enter_context(_opened(folder / RECORDS))
+        table = opened_files.enter_context(_opened(folder / TABLE))
+        text = opened_files.enter_context(TextIOWrapper(table, encoding="utf-8", newline=""))
+        writer = csv.writer(text)
         writer.writerow(COLUMNS)
         for record in found:
             line = line_of((record.pk, *(getattr(record, name) for name in COLUMNS[1:])))
@@ -102,17 +106,17 @@ def _seals_of(ids: list[int], done: Exported) -> set[int]:
 
 def _write_proof(seals: set[int], path: Path) -> None:
     """Write each seal with the hashes of all its lines: its digest is the hash of those."""
-    with path.open("xb") as file:
-        for seal in _by_number(seals):
-            if seal.archive_id is None:
-                lines = [line_of(row) for row in rows_of(seal.ranges())]
-                _write_one(file, seal, lines)
-        for archive in AuditArchive.objects.filter(seals__in=seals).distinct().defer("terms"):
+    rest = set(seals)
+    with _opened(path) as file:
+        for archive in AuditArchive.objects.placed().filter(seals__in=seals).distinct():
             with opened(archive) as packed:
                 for part in files.sealed(packed):
-                    if part.seal and part.seal.number in seals:
+                    if part.seal and part.seal.number in rest:
+                        rest.discard(part.seal.number)
                         seal = AuditSeal.objects.with_spans().get(pk=part.seal.number)
                         _write_one(file, seal, part.lines)
+        for seal in _by_number(rest):
+            _write_one(file, seal, [line_of(row) for row in rows_of(seal.ranges())])
 
 
 def _by_number(seals: set[int]) -> Iterator[AuditSeal]:
@@ -129,9 +133,8 @@ def _write_one(file: Any, seal: AuditSeal, lines: Iterable[bytes]) -> None:
 def _write_chain(first: int, path: Path) -> int:
     """Write all seals from the first one concerned to the newest; return how many."""
     count = 0
-    seals = AuditSeal.objects.filter(number__gte=first) if first else AuditSeal.objects.none()
-    with path.open("xb") as file:
-        for seal in seals.defer("marks", "gaps").with_spans().iterator(chunk_size=500):
+    with _opened(path) as file:
+        for seal in in_order(first) if first else ():
             file.write(files.seal_line(seal, seal.ranges()))
             count += 1
     return count
@@ -146,4 +149,10 @@ def _write_sums(folder: Path) -> None:
             while chunk := file.read(1 << 20):
                 found.update(chunk)
         sums.append(f"{found.hexdigest()}  {name}\n")
-    (folder / SUMS).write_text("".join(sums))
+    with _opened(folder / SUMS) as file:
+        file.write("".join(sums).encode())
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a new file that its owner alone may read: payloads are in it."""
+    return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")

@@ -4,13 +4,14 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import IO, Any
 
-from recovery.models import AuditSeal
+from recovery.models import AuditRecord, AuditSeal
 from recovery.models.seals import Span, span_text
-from recovery.trail.lines import moment_text
+from recovery.trail.lines import moment_text, record_of
 
 SEAL_MARK = b'{"seal":'
 LEVEL = 6
@@ -68,6 +69,12 @@ class Sealed:
     seal: AuditSeal | None = None
     """None: the file ends without it."""
     records: str = ""
+
+    def records_of(self) -> Iterator[AuditRecord]:
+        """Yield the records of the lines that are of one."""
+        for line in self.lines:
+            with suppress(ValueError):
+                yield record_of(line)
 
 
 def sealed(file: IO[bytes]) -> Iterator[Sealed]:

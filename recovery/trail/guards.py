@@ -14,6 +14,7 @@ from recovery import audit
 logger = logging.getLogger(__name__)
 
 TABLE = "recovery_auditrecord"
+ASKED = "recovery_auditsealspan"
 LOWERED = "audit-guards-lowered"
 
 
@@ -61,6 +62,9 @@ def after_migrate(using: str, **_kwargs: Any) -> None:
     """Put the guards up, if the settings want them; one that is refused is no failure."""
     if not settings.AUDIT_TRIGGERS or connections[using].vendor != "mysql":
         return
+    with connections[using].cursor() as cursor:
+        if ASKED not in connections[using].introspection.table_names(cursor):
+            return  # migrated backwards: they would ask a table that is gone
     try:
         put_up(using)
     except DatabaseError as error:
@@ -81,8 +85,12 @@ def put_up(using: str = "default") -> list[str]:
         for guard in GUARDS:
             if standing.get(guard.name) == _plain(guard.body):
                 continue  # a trigger is not made without everybody waiting for a moment
-            cursor.execute(f"DROP TRIGGER IF EXISTS {guard.name}")
-            cursor.execute(guard.sql())
+            if getattr(connections[using], "mysql_is_mariadb", False):
+                # At once: the table is at no moment without it.
+                cursor.execute(guard.sql().replace("CREATE", "CREATE OR REPLACE", 1))
+            else:
+                cursor.execute(f"DROP TRIGGER IF EXISTS {guard.name}")
+                cursor.execute(guard.sql())
             made.append(guard.name)
     return made
 

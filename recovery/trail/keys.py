@@ -14,14 +14,17 @@ SALT = "recovery.trail.keys"
 def all_keys() -> dict[str, bytes]:
     """Return the keys by their names, the one that signs first.
 
-    Without ``AUDIT_SEAL_KEYS`` they are made of ``SECRET_KEY`` and its fallbacks.
+    Those made of ``SECRET_KEY`` and its fallbacks are the last: they sign where there is no
+    other one, and verify what was sealed before there was.
     """
-    if settings.AUDIT_SEAL_KEYS:
-        keys = [key.encode() for key in settings.AUDIT_SEAL_KEYS]
-    else:
-        secrets = (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
-        keys = [salted_hmac(SALT, "seal", it, algorithm="sha256").digest() for it in secrets]
-    return {name_of(key): key for key in keys}
+    secrets = (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
+    made = [salted_hmac(SALT, "seal", it, algorithm="sha256").digest() for it in secrets]
+    return own_keys() | {name_of(key): key for key in made}
+
+
+def own_keys() -> dict[str, bytes]:
+    """Return the keys of ``AUDIT_SEAL_KEYS`` by their names."""
+    return {name_of(key.encode()): key.encode() for key in settings.AUDIT_SEAL_KEYS}
 
 
 def name_of(key: bytes) -> str:

@@ -3,7 +3,10 @@
 import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import reduce
 from hashlib import sha256
+from itertools import islice
+from operator import or_
 from typing import Any
 from uuid import UUID
 
@@ -75,19 +78,12 @@ def marks_of(hashes: Iterable[str]) -> bytes:
 def rows_of(spans: Iterable[Span]) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of the table in ``spans``, in the order of their ids."""
     rows = AuditRecord.objects.order_by("pk").values_list(*COLUMNS)
-    for some in _some(spans):
-        wanted = Q()
-        for first, last in some:
-            wanted |= Q(pk__range=(first, last))
+    for wanted in in_parts(spans):
         yield from rows.filter(wanted)
 
 
-def _some(spans: Iterable[Span]) -> Iterator[list[Span]]:
-    some: list[Span] = []
-    for span in spans:
-        some.append(span)
-        if len(some) == SPANS_AT_ONCE:
-            yield some
-            some = []
-    if some:
-        yield some
+def in_parts(spans: Iterable[Span]) -> Iterator[Q]:
+    """Yield conditions that together are true of the ids in ``spans``, some spans at a time."""
+    rest = iter(spans)
+    while some := list(islice(rest, SPANS_AT_ONCE)):
+        yield reduce(or_, (Q(pk__range=span) for span in some))

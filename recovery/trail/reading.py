@@ -4,10 +4,11 @@ import heapq
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 from recovery.models import AuditArchive, AuditRecord, Tier
 from recovery.trail import files, terms
@@ -68,9 +69,15 @@ class Wanted:
             return False
         if self.below_id is not None and archive.first_id >= self.below_id:
             return False
-        made = bytes(archive.terms)
-        found = partial(terms.may_have, made)
+        if not self.has_terms:
+            return True
+        found = partial(terms.may_have, bytes(archive.terms))
         return all(map(found, self.terms)) and (not self.any_term or any(map(found, self.any_term)))
+
+    @property
+    def has_terms(self) -> bool:
+        """Tell whether the filters of manifests narrow files down."""
+        return bool(self.terms or self.any_term)
 
 
 def word(name: str, value: str) -> bytes:
@@ -110,6 +117,8 @@ class Archived:
         self._known.update(fresh)
         for at in range(0, len(fresh), MANIFESTS_AT_ONCE):
             some = AuditArchive.objects.filter(pk__in=fresh[at : at + MANIFESTS_AT_ONCE])
+            if not self.wanted.has_terms:
+                some = some.defer("terms")
             for archive in filter(self.wanted.may_be_in, some):
                 archive.terms = b""  # they are read, and there may be many
                 heapq.heappush(self._waiting, (_falling(self._last(archive)), archive.pk, archive))
@@ -202,9 +211,17 @@ def records_of(archive: AuditArchive, words: tuple[bytes, ...] = ()) -> Iterator
                 yield record
 
 
-def opened(archive: AuditArchive) -> Any:
-    """Open an archive's file where it is now; it may have been put away meanwhile."""
+@contextmanager
+def opened(archive: AuditArchive) -> Iterator[IO[bytes]]:
+    """Open an archive's file where it is now; it may be put away meanwhile. Raises StoreError."""
     tier = AuditArchive.objects.values_list("tier", flat=True).get(pk=archive.pk)
     other = Tier.COLD if tier == Tier.WARM else Tier.WARM
-    store = Store(tier if Store(tier).has(archive.name) else other)
-    return store.reading(archive.name)
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(Store(tier).reading(archive.name))
+        except StoreError as error:
+            try:
+                file = stack.enter_context(Store(other).reading(archive.name))
+            except StoreError:
+                raise error from None
+        yield file

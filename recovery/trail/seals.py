@@ -2,12 +2,14 @@
 
 import hmac
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import date, datetime
 from hashlib import sha256
-from itertools import groupby
-from typing import Any
+from itertools import chain, groupby
+from operator import attrgetter
+from typing import Any, NamedTuple
 
-from django.db import transaction
+from django.db import connection, transaction
 
 from recovery.clock import db_now
 from recovery.models import AuditRecord, AuditSeal, AuditSealSpan
@@ -17,6 +19,7 @@ from recovery.trail.lines import (
     COLUMNS,
     digest_of,
     hash_of,
+    in_parts,
     line_of,
     marks_of,
     moment_text,
@@ -30,6 +33,7 @@ MOST_RECORDS = 5_000
 LATE_S = 86_400
 """So long a record is looked for whose id is below those that are sealed: its commit is late."""
 MOST_GAPS = 5_000
+ROWS_AT_ONCE = 250
 _PK, _AT = COLUMNS.index("id"), COLUMNS.index("at")
 
 
@@ -48,9 +52,9 @@ def text_of(seal: AuditSeal, spans: Iterable[Span]) -> str:
 def is_sound(seal: AuditSeal, spans: Iterable[Span]) -> bool:
     """Tell whether a seal says what it said when it was signed, by a key that is known."""
     key = keys.all_keys().get(seal.key)
-    if seal.hash != hash_of_seal(seal, spans):
+    if key is None or seal.hash != hash_of_seal(seal, spans):
         return False
-    return key is None or hmac.compare_digest(seal.mac, keys.mac_of(key, seal.hash))
+    return hmac.compare_digest(seal.mac, keys.mac_of(key, seal.hash))
 
 
 def hash_of_seal(seal: AuditSeal, spans: Iterable[Span]) -> str:
@@ -58,58 +62,86 @@ def hash_of_seal(seal: AuditSeal, spans: Iterable[Span]) -> str:
     return sha256(text_of(seal, spans).encode("ascii")).hexdigest()
 
 
+class Hashed(NamedTuple):
+    """What is kept of a record while it is being sealed."""
+
+    day: date
+    pk: int
+    at: datetime
+    hash: str
+
+
 @transaction.atomic
-def seal_some(last: Any) -> list[AuditSeal]:
+def seal_some(last: Callable[[], None]) -> list[AuditSeal]:
     """Seal what is committed and not sealed yet, up to ``MOST_RECORDS``; return the seals.
 
     A seal a day, in the order of days. Records below the highest id that was sealed are those whose
     transaction committed late: they are looked for in the gaps. ``last`` is called as the last
     statement of the transaction. Two that seal at once give one number twice: the later one fails.
     """
-    newest = AuditSeal.objects.newest()
-    reached = newest.reached if newest else 0
+    newest, reached = AuditSeal.objects.newest(), AuditSealSpan.reached()
     gaps: list[list[int]] = newest.gaps if newest else []
-    late = list(rows_of((first, end) for first, end, _since in gaps))
-    fresh_rows = AuditRecord.objects.filter(pk__gt=reached).order_by("pk").values_list(*COLUMNS)
-    fresh = list(fresh_rows[: max(0, MOST_RECORDS - len(late))])
+    late = list(_hashed(rows_of((first, end) for first, end, _since in gaps)))
+    fresh = list(_hashed(_rows_above(reached, max(0, MOST_RECORDS - len(late)))))
     if not (late or fresh):
         return []
     now = db_now()
     gaps = _gaps_after(gaps, late, fresh, reached=reached, now=now.timestamp())
-    reached = fresh[-1][_PK] if fresh else reached
+    if newest:
+        AuditSeal.objects.filter(pk=newest.pk).keep_gaps([])
     made = []
-    rows = sorted([*late, *fresh], key=_day_and_id)
-    for day, of_day in groupby(rows, key=lambda row: row[_AT].date()):
-        newest = _make(list(of_day), day, newest, now=now, reached=reached, gaps=gaps)
+    for day, of_day in groupby(sorted([*late, *fresh]), key=attrgetter("day")):
+        newest = _make(list(of_day), day, newest, now=now)
         made.append(newest)
+    AuditSeal.objects.filter(pk=made[-1].pk).keep_gaps(gaps)
     last()
     return made
 
 
-def _day_and_id(row: tuple[Any, ...]) -> tuple[Any, int]:
-    return row[_AT].date(), row[_PK]
+def _hashed(rows: Iterable[tuple[Any, ...]]) -> Iterator[Hashed]:
+    for row in rows:
+        yield Hashed(row[_AT].date(), row[_PK], row[_AT], hash_of(line_of(row)))
+
+
+def _rows_above(reached: int, most: int) -> Iterator[tuple[Any, ...]]:
+    """Yield rows in the order of ids, read a few at a time: they may hold whole payloads."""
+    rows = AuditRecord.objects.order_by("pk").values_list(*COLUMNS)
+    while page := list(rows.filter(pk__gt=reached)[: min(most, ROWS_AT_ONCE)]):
+        yield from page
+        reached, most = page[-1][_PK], most - len(page)
 
 
 def _gaps_after(
     gaps: Iterable[list[int]],
-    late: Sequence[tuple[Any, ...]],
-    fresh: Sequence[tuple[Any, ...]],
+    late: Sequence[Hashed],
+    fresh: Sequence[Hashed],
     *,
     reached: int,
     now: float,
 ) -> list[list[int]]:
     """Return the gaps that are left and those between fresh rows: ``[first, last, since]``."""
-    found = [row[_PK] for row in late]
+    found = sorted(it.pk for it in late)
     kept = [
         [first, end, since]
         for first_id, last_id, since in gaps
         if since > now - LATE_S
         for first, end in _without(first_id, last_id, found)
     ]
-    ids = [row[_PK] for row in fresh]
+    ids, step = [it.pk for it in fresh], _step()
     pairs = zip([reached, *ids], ids, strict=False)
-    kept += [[low + 1, high - 1, int(now)] for low, high in pairs if high > low + 1]
+    kept += [[low + 1, high - 1, int(now)] for low, high in pairs if high - low not in (1, step)]
+    if len(kept) > MOST_GAPS:
+        logger.warning("audit_gaps_dropped", extra={"gaps": len(kept) - MOST_GAPS})
     return kept[-MOST_GAPS:]
+
+
+def _step() -> int:
+    """Return by how much ids of one writer grow: Galera lets each node take every so-many-th."""
+    if connection.vendor != "mysql":
+        return 1
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT @@auto_increment_increment")
+        return int(cursor.fetchone()[0])
 
 
 def _without(first: int, last: int, ids: Iterable[int]) -> Iterable[Span]:
@@ -124,29 +156,21 @@ def _without(first: int, last: int, ids: Iterable[int]) -> Iterable[Span]:
 
 
 def _make(
-    rows: Sequence[tuple[Any, ...]],
-    day: Any,
-    previous: AuditSeal | None,
-    *,
-    now: Any,
-    reached: int,
-    gaps: list[list[int]],
+    records: Sequence[Hashed], day: date, previous: AuditSeal | None, *, now: datetime
 ) -> AuditSeal:
-    hashes = [hash_of(line_of(row)) for row in rows]
-    spans = list(spans_of(row[_PK] for row in rows))
-    moments = [row[_AT] for row in rows]
+    hashes = [it.hash for it in records]
+    spans = list(spans_of(it.pk for it in records))
+    moments = [it.at for it in records]
     seal = AuditSeal(
         number=previous.number + 1 if previous else 1,
         day=day,
         at=now,
-        count=len(rows),
+        count=len(records),
         first_at=min(moments),
         last_at=max(moments),
         digest=digest_of(hashes),
         previous=previous.hash if previous else "",
         marks=marks_of(hashes),
-        reached=reached,
-        gaps=gaps,
     )
     seal.hash = hash_of_seal(seal, spans)
     seal.key, key = next(iter(keys.all_keys().items()))
@@ -158,19 +182,17 @@ def _make(
     return seal
 
 
-def unsealed_since() -> Any:
+def unsealed_since() -> datetime | None:
     """Return the time of the oldest record that is committed and in no seal; None: there is none.
 
     Records whose id lies in a gap that is no longer looked at are found by ``audit verify``.
     """
-    newest = AuditSeal.objects.newest()
-    moments = [
-        row[_AT] for row in rows_of((it[0], it[1]) for it in (newest.gaps if newest else ()))
-    ]
-    fresh = (
-        AuditRecord.objects.filter(pk__gt=newest.reached if newest else 0).order_by("pk").first()
-    )
-    return min([*moments, *([fresh.at] if fresh else [])], default=None)
+    newest = AuditSeal.objects.defer("marks").newest()
+    gaps = [(first, last) for first, last, _since in newest.gaps] if newest else []
+    records = AuditRecord.objects.order_by("pk")
+    above = records.filter(pk__gt=AuditSealSpan.reached()).values_list("at", flat=True)[:1]
+    within = (records.filter(some).values_list("at", flat=True) for some in in_parts(gaps))
+    return min([*above, *chain.from_iterable(within)], default=None)
 
 
 def tell(made: Iterable[AuditSeal]) -> None:

@@ -4,9 +4,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
@@ -14,11 +15,12 @@ from typing import IO, Any
 from django.core.files import File
 from django.core.files.storage import Storage, storages
 
-from recovery.models import Tier
+from recovery.models import AuditArchive, Tier
 
 ALIASES = {Tier.WARM: "audit_archive", Tier.COLD: "audit_cold"}
 CHUNK = 1 << 20
 ASIDE = ".part"
+LOOKED_FOR = 3
 ABANDONED_S = 3_600.0
 """What was written aside so long ago nobody goes on with."""
 
@@ -73,6 +75,39 @@ class Draft:
             raise StoreError(f"what was written aside reads otherwise: {self.file.name}")
 
 
+class Asking:
+    """A file of a store that is read as it is asked for; whatever goes wrong is a StoreError."""
+
+    def __init__(self, file: Any, asking: Callable[[], AbstractContextManager[None]]) -> None:
+        """Read from ``file``."""
+        self._file, self._asking = file, asking
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to ``size`` bytes; raise StoreError."""
+        with self._asking():
+            return bytes(self._file.read(size))
+
+
+class Hashing:
+    """Hashes a file while it is read, so that it is opened once."""
+
+    def __init__(self, file: Any) -> None:
+        """Read from ``file``."""
+        self._file, self._sha = file, sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to ``size`` bytes."""
+        data: bytes = self._file.read(size)
+        self._sha.update(data)
+        return data
+
+    def to_its_end(self) -> str:
+        """Read what is left, and return the SHA-256 of the file."""
+        while self.read(CHUNK):
+            pass
+        return self._sha.hexdigest()
+
+
 class Store:
     """The files of one tier."""
 
@@ -82,11 +117,23 @@ class Store:
         self.storage: Storage = storages[ALIASES[Tier(tier)]]
 
     def path_of(self, name: str) -> Path | None:
-        """Return where a file is in a folder; None: this is a bucket."""
+        """Return where a file is in a folder; None: this is a bucket. Raises StoreError."""
         try:
-            return Path(self.storage.path(name))
+            with self._asking(name):
+                return Path(self.storage.path(name))
         except NotImplementedError:
             return None
+
+    def require_its_archives(self) -> None:
+        """Raise StoreError where none of the newest archives is here that should be.
+
+        A folder that is not mounted takes files as well, and loses them when it is.
+        """
+        placed = AuditArchive.objects.placed().filter(tier=self.tier, is_doubled=False)
+        names = list(placed.order_by("-pk").values_list("name", flat=True)[:LOOKED_FOR])
+        if names and not any(map(self.has, names)):
+            place = ALIASES[Tier(self.tier)]
+            raise StoreError(f"{place} has none of its archives, as {names[0]}: is it mounted?")
 
     def has(self, name: str) -> bool:
         """Tell whether there is a file of this name; raise StoreError."""
@@ -98,7 +145,7 @@ class Store:
         """Let whatever a store raises be one kind of error."""
         try:
             yield
-        except StoreError:
+        except (StoreError, NotImplementedError):
             raise
         except Exception as error:
             place = ALIASES[Tier(self.tier)]
@@ -110,11 +157,16 @@ class Store:
         with self._asking(name):
             opened = self.storage.open(name, "rb")
         with opened:
-            yield opened
+            yield Asking(opened, partial(self._asking, name))  # type: ignore[misc]  # it reads
 
     def hash_of(self, name: str) -> str:
         """Return the SHA-256 of a file."""
-        with self.reading(name) as file, self._asking(name):
+        with self.reading(name) as file:
+            return _hash_of(file)
+
+    def hash_at(self, path: Path) -> str:
+        """Return the SHA-256 of a file beside its place."""
+        with self._asking(path.name), path.open("rb") as file:
             return _hash_of(file)
 
     @contextmanager

@@ -9,9 +9,10 @@ from typing import Any
 from django.db.models import QuerySet
 
 from recovery.clock import db_now
-from recovery.models import ArchiveStatus, AuditArchive, AuditRecord, AuditSeal, AuditSealSpan
+from recovery.models import ArchiveStatus, AuditArchive, AuditRecord, AuditSeal, AuditSealSpan, Tier
 from recovery.models.seals import Span, span_text
 from recovery.trail import files, keys
+from recovery.trail.contents import Contents
 from recovery.trail.lines import (
     MARK_BYTES,
     digest_of,
@@ -22,7 +23,7 @@ from recovery.trail.lines import (
     rows_of,
 )
 from recovery.trail.seals import hash_of_seal
-from recovery.trail.stores import Store, StoreError
+from recovery.trail.stores import Hashing, Store, StoreError
 
 MOST_FINDINGS = 100
 LATE = timedelta(hours=1)
@@ -113,11 +114,11 @@ def verify(
 
 def _chain(done: Verification, kept: Kept | None) -> None:
     """Each seal says what was signed, and follows the one before it."""
-    known, unknown = keys.all_keys(), set()
+    known, own, unknown = keys.all_keys(), keys.own_keys(), set()
     before: AuditSeal | None = None
     kept_hash = None
-    seals = AuditSeal.objects.order_by("number").defer("marks", "gaps").with_spans()
-    for seal in seals.iterator(chunk_size=500):
+    own_has_signed = False
+    for seal in in_order():
         done.seals += 1
         _follows(done, seal, before)
         key = known.get(seal.key)
@@ -129,6 +130,10 @@ def _chain(done: Verification, kept: Kept | None) -> None:
             done.find("unknown-key", TABLE, seal=seal.number, detail=detail)
         elif key is not None and seal.mac != keys.mac_of(key, seal.hash):
             done.find("seal-changed", TABLE, seal=seal.number, detail="it is not signed by its key")
+        elif own_has_signed and seal.key not in own:
+            detail = "signed by a key made of SECRET_KEY, though AUDIT_SEAL_KEYS had signed before"
+            done.find("seal-changed", TABLE, seal=seal.number, detail=detail)
+        own_has_signed |= seal.key in own
         if kept and seal.number == kept.number:
             kept_hash = seal.hash
         before = seal
@@ -136,6 +141,14 @@ def _chain(done: Verification, kept: Kept | None) -> None:
     if kept and kept_hash != kept.hash:
         detail = f"the kept seal {kept.number} is {'another one' if kept_hash else 'not there'}"
         done.find("seal-removed", TABLE, seal=kept.number, detail=detail)
+
+
+def in_order(first: int = 1) -> Iterator[AuditSeal]:
+    """Yield seals in the order of the chain, with spans, some at a time: the driver keeps all."""
+    seals = AuditSeal.objects.order_by("number").defer("marks", "gaps").with_spans()
+    while some := list(seals.filter(number__gte=first)[:SEALS_AT_ONCE]):
+        yield from some
+        first = some[-1].number + 1
 
 
 def _follows(done: Verification, seal: AuditSeal, before: AuditSeal | None) -> None:
@@ -231,37 +244,63 @@ def _named(line: bytes) -> str:
 
 def _archives(done: Verification, seen: set[int]) -> None:
     """Records that are in archives, file by file."""
-    placed = AuditArchive.objects.placed().defer("terms").order_by("day", "part")
-    for archive in placed.exclude(pk__in=seen):
+    placed = AuditArchive.objects.placed().order_by("day", "part").values_list("pk", flat=True)
+    for pk in [it for it in placed if it not in seen]:
         if done.is_full:
             return
-        seen.add(archive.pk)
+        seen.add(pk)
         done.archives += 1
-        _file(done, archive)
+        _file(done, AuditArchive.objects.get(pk=pk))
 
 
 def _file(done: Verification, archive: AuditArchive) -> None:
+    """Verify a file where it is; it may be put away meanwhile, or a restore says it is warm."""
     seals = {it.number: it for it in archive.seals.defer("gaps").with_spans()}
-    left = set(seals)
-    before = len(done.findings)
-    try:
-        store = _store_of(archive)
-        with store.reading(archive.name) as file:
-            for part in files.sealed(file):
-                _part(done, archive, part, seals, left)
-        _left_out(done, archive, left)
-        if store.hash_of(archive.name) != archive.sha256 and len(done.findings) == before:
-            done.find("file-changed", archive.name, detail="its SHA-256 is another one")
-    except StoreError as error:
-        done.find("file-missing", archive.name, record=archive.first_id, detail=str(error))
-    except files.DamagedFileError as error:
-        _damaged(done, archive, left, error)
+    missing: StoreError | None = None
+    for tier in _tiers_of(archive):
+        found = Verification()
+        try:
+            _read(found, archive, Store(tier), seals)
+        except StoreError as error:
+            missing = missing or error
+            continue
+        done.findings += found.findings
+        done.count(found.records)
+        return
+    done.find("file-missing", archive.name, record=archive.first_id, detail=str(missing))
 
 
-def _store_of(archive: AuditArchive) -> Store:
-    """Return where an archive is now, if it was moved since."""
+def _tiers_of(archive: AuditArchive) -> list[str]:
+    """Return the tiers, the one an archive should be in now first."""
     tier = AuditArchive.objects.values_list("tier", flat=True).get(pk=archive.pk)
-    return Store(tier)
+    return [tier, Tier.COLD if tier == Tier.WARM else Tier.WARM]
+
+
+def _read(
+    done: Verification, archive: AuditArchive, store: Store, seals: Mapping[int, AuditSeal]
+) -> None:
+    """Verify the file in a store, opened once; raise StoreError."""
+    left, contents = set(seals), Contents()
+    with store.reading(archive.name) as file:
+        hashed = Hashing(file)
+        try:
+            for part in files.sealed(hashed):  # type: ignore[arg-type]  # it reads as a file does
+                _part(done, archive, part, seals, left)
+                for record in part.records_of():
+                    contents.add(record)
+        except files.DamagedFileError as error:
+            _damaged(done, archive, left, error)
+            return
+        found_sha = hashed.to_its_end()
+    _left_out(done, archive, left)
+    if done.findings:
+        return
+    if found_sha != archive.sha256:
+        done.find("file-changed", archive.name, detail="its SHA-256 is another one")
+    for name, value in contents.manifest().items():
+        kept = getattr(archive, name)
+        if (bytes(kept) if name == "terms" else kept) != value:
+            done.find("manifest-changed", archive.name, detail=f"its {name}")
 
 
 def _part(
@@ -283,11 +322,23 @@ def _part(
     left.discard(number)
     spans = seal.ranges()
     done.findings += _compare(seal, spans, found, archive.name)
+    if archive.status == ArchiveStatus.WRITTEN:
+        _rows_left(done, spans, dict(found), number)
     same = ("previous", "day", "at", "digest", "hash", "mac", "key")
     told = part.seal and all(getattr(part.seal, it) == getattr(seal, it) for it in same)
     if not told or part.records != ",".join(map(span_text, spans)):
         done.find("seal-changed", archive.name, seal=number, detail="the file's line of it")
     done.count(len(found))
+
+
+def _rows_left(
+    done: Verification, spans: Sequence[Span], lines: Mapping[int, bytes], number: int
+) -> None:
+    """Compare what is still in the table of records that are in a file, too."""
+    for row in rows_of(spans):
+        line = line_of(row)
+        if lines.get(row[0], line) != line:
+            done.find("changed", TABLE, record=row[0], seal=number, detail=_named(line))
 
 
 def _id_of(line: bytes) -> int:
@@ -355,7 +406,7 @@ def _judge(done: Verification, odd: Sequence[int]) -> None:
     """Look once more: some were sealed meanwhile, or have left, and some wait for the next seal."""
     there = list(AuditRecord.objects.filter(pk__in=odd).order_by("pk"))
     newest = AuditSeal.objects.newest()
-    reached, gaps = (newest.reached, newest.gaps) if newest else (0, [])
+    reached, gaps = AuditSealSpan.reached(), newest.gaps if newest else []
     again = set(_odd([it.pk for it in there])) if there else set()
     late_since: datetime = db_now() - LATE
     for record in there:

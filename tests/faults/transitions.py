@@ -193,7 +193,7 @@ TABLE = (
         why_not="nothing has left the table: the file is not in its place",
     ),
     Row(
-        ARCHIVE, "placing", "(none)", (JOB,), ("recovery.trail.archiving._forget",),
+        ARCHIVE, "placing", "(none)", (JOB,), ("recovery.trail.archiving._forget.attempt",),
         why_not="nothing had left the table",
     ),
     Row(
@@ -235,6 +235,7 @@ NO_STATE = {
     "recovery.models.archives.RestoredRecordQuerySet.bring": "copies; audit-restored has them",
     f"{_archives}.undouble": "the file is gone from where it was copied from",
     "recovery.models.seals.AuditSealQuerySet.file_under": "which file has its records",
+    "recovery.models.seals.AuditSealQuerySet.keep_gaps": "what the next seal looks for",
     "recovery.models.seals.AuditSealQuerySet.take_back": "which file has its records",
     "recovery.trail.copies.take_away": "copies; audit-restored has them",
     "recovery.trail.seals._make": "the seal is its own record",
@@ -309,7 +310,7 @@ CALLERS = {
 NO_ROWS = {
     "_database", "_file", "_thread", "action", "bar", "children", "last", "left", "link",
     "listener",
-    "made", "opened", "probe", "process", "self", "sentinel", "span", "stdin", "super", "thread",
+    "made", "opened", "probe", "process", "rest", "self", "sentinel", "span", "stdin", "super", "thread",
 }  # fmt: skip
 """What else has methods of these names."""
 

@@ -22,6 +22,7 @@ from recovery.models.seals import HEX_LENGTH
 from recovery.search import Search, UnboundedError, archived_of, as_dict, find
 from recovery.spool import Spool
 from recovery.trail import archiving, copies, exporting, guards, verifying
+from recovery.trail.files import DamagedFileError
 from recovery.trail.reading import Archived
 
 SHOWN = 50
@@ -237,7 +238,7 @@ class Command(OperatorCommand):
             done = exporting.export(found, options["folder"])
         except exporting.NotEmptyError as error:
             raise UsageError(str(error)) from error
-        except OSError as error:
+        except (OSError, DamagedFileError) as error:
             self.stderr.write(f"the export is not complete: {error}")
             self.document = {"error": str(error)}
             return WRONG

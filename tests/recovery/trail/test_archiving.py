@@ -3,11 +3,13 @@
 import io
 import json
 import random
+import re
 from datetime import date, timedelta
 
 import pytest
 from django.core.files.storage import FileSystemStorage
 from django.core.management import call_command
+from django.db import connection
 
 from recovery import runner
 from recovery.clock import db_now
@@ -17,6 +19,7 @@ from recovery.models import (
     AuditArchive,
     AuditRecord,
     AuditSeal,
+    Job,
     JobRun,
     Tier,
 )
@@ -24,6 +27,7 @@ from recovery.trail import archiving, stores
 from recovery.trail.lines import digest_of, hash_of
 from recovery.trail.stores import Store
 from tests.logs import kept
+from tests.recovery.engine import in_thread
 from tests.recovery.trail.records import (
     ARCHIVE,
     SEAL,
@@ -81,7 +85,7 @@ def test_manifest_says_what_is_in_the_file():
     old = archived(2, days_ago=100)
     archive = AuditArchive.objects.get()
     day = (db_now() - timedelta(days=100)).date()
-    assert archive.name == f"{day:%Y/%m}/audit-{day}-001.jsonl.gz"
+    assert re.fullmatch(rf"{day:%Y/%m}/audit-{day}-001-[0-9a-f]{{8}}\.jsonl\.gz", archive.name)
     assert (archive.status, archive.tier, archive.day) == ("done", "warm", day)
     assert (archive.count, archive.first_id, archive.last_id) == (2, *old)
     assert archive.first_at.date() == archive.last_at.date() == day
@@ -176,8 +180,121 @@ def test_file_of_a_time_that_a_restore_undid_is_not_overwritten():
     AuditSeal.objects.all().delete()
     AuditArchive.objects.all().delete()
     archived(days_ago=100)
-    assert AuditArchive.objects.filter(part=2).exists()
     assert path_of(first).read_bytes() == kept_bytes
+    assert len(list(path_of(first).parent.glob("*.gz"))) == 2
+
+
+def test_late_writer_that_was_given_up_overwrites_nothing(monkeypatch):
+    """A hangs before its file is in place, B gives it up and makes its own, A goes on."""
+    first = sealed(2, days_ago=100)
+    place = Store.place
+    ids = []
+
+    def hang(store, draft, name):
+        monkeypatch.setattr(Store, "place", place)
+        moved = draft.path.rename(draft.path.with_suffix(".hung"))
+        ids.extend(sealed(2, days_ago=100))
+        Job.objects.filter(name=ARCHIVE).update(lease_owner="", lease_expires_at=None)
+        assert in_thread(lambda: ran(ARCHIVE)).status == "ok"
+        moved.rename(draft.path)
+        place(store, draft, name)
+
+    monkeypatch.setattr(Store, "place", hang)
+    runner.run_job(ARCHIVE)
+    assert ran(ARCHIVE).status == "ok"
+    assert len(everything([*first, *ids])) == 4
+    assert found() == []
+
+
+def test_folder_that_is_not_mounted_takes_no_archive(folders):
+    archived(2, days_ago=100)
+    ids = sealed(2, days_ago=100)
+    (folders / "warm").rename(folders / "elsewhere")
+    outcome = ran(ARCHIVE)
+    assert (outcome.status, "is it mounted?" in outcome.reason) == ("failed", True)
+    assert set(ids) <= set(lines_in_table())
+    (folders / "elsewhere").rename(folders / "warm")
+    assert ran(ARCHIVE).status == "ok"
+    assert not set(ids) & set(lines_in_table())
+
+
+def test_manifest_that_names_another_file_as_its_draft_renames_nothing():
+    archived(2, days_ago=101)
+    archived(2, days_ago=100)
+    first, second = AuditArchive.objects.order_by("day")
+    name = path_of(second).name
+    AuditArchive.objects.filter(pk=first.pk).update(status="placing", aside=f"../{name}")
+    path_of(first).rename(path_of(first).with_suffix(".away"))
+    ran(ARCHIVE)
+    assert path_of(second).exists()
+    AuditArchive.objects.filter(pk=second.pk).update(name="../../x", status="placing")
+    outcome = ran(ARCHIVE)
+    assert outcome.status == "failed"
+    assert "StoreError" in outcome.reason
+
+
+def test_one_bad_file_keeps_no_other_from_being_put_away(settings):
+    settings.AUDIT_WARM_DAYS = 300
+    for days in (190, 180, 170):
+        archived(days_ago=days)
+    oldest = AuditArchive.objects.order_by("day").first()
+    path_of(oldest).write_bytes(b"nothing")
+    settings.AUDIT_WARM_DAYS = 100
+    assert ran(ARCHIVE).status == "failed"
+    tiers = AuditArchive.objects.order_by("day").values_list("tier", flat=True)
+    assert list(tiers) == ["warm", "cold", "cold"]
+
+
+def test_one_folder_that_cannot_be_written_keeps_no_other_day():
+    sealed(days_ago=160)
+    sealed(days_ago=100)
+    day = (db_now() - timedelta(days=160)).date()
+    month = Store(Tier.WARM).path_of(f"{day:%Y/%m}")
+    month.parent.mkdir(parents=True, exist_ok=True)
+    month.write_bytes(b"a file where a folder should be")
+    assert ran(ARCHIVE).status == "failed"
+    assert AuditArchive.objects.done().count() == 1
+    month.unlink()
+    assert ran(ARCHIVE).status == "ok"
+    assert AuditArchive.objects.done().count() == 2
+
+
+def test_seal_of_a_key_that_is_unknown_archives_nothing(settings):
+    settings.AUDIT_SEAL_KEYS = ["o" * 40]
+    (pk,) = sealed(days_ago=100)
+    settings.AUDIT_SEAL_KEYS = []
+    assert ran(ARCHIVE).status == "failed"
+    assert set(lines_in_table()) == {pk}
+
+
+def test_backup_of_before_a_move_is_no_alarm_for_ever(settings):
+    archived(days_ago=190)
+    archive = AuditArchive.objects.get()
+    settings.AUDIT_WARM_DAYS = 100
+    ran(ARCHIVE)
+    AuditArchive.objects.update(tier="warm", cold_at=None)
+    assert found() == []
+    assert ran(ARCHIVE).status == "ok"
+    archive.refresh_from_db()
+    assert archive.tier == "cold"
+
+
+def test_run_that_is_over_counts_what_went_wrong_and_the_last_one_fails(settings):
+    sealed(days_ago=160)
+    for days in (100, 101):
+        sealed(30, days_ago=days)
+    run_sql(
+        "UPDATE recovery_auditrecord SET actor = 'eve' ORDER BY id LIMIT 1"
+        if connection.vendor == "mysql"
+        else "UPDATE recovery_auditrecord SET actor = 'eve' WHERE id ="
+        " (SELECT MIN(id) FROM recovery_auditrecord)"
+    )
+    settings.JOB_TIME_BUDGET_SEC = 0
+    outcomes = []
+    while not outcomes or outcomes[-1].again:
+        outcomes.append(runner.run_job(ARCHIVE))
+    assert outcomes[-1].status == "failed"
+    assert AuditArchive.objects.done().count() == 2
 
 
 def test_records_leave_for_an_archive_that_was_read_back_and_in_no_other_way():
@@ -321,7 +438,7 @@ def rnd():
 
 def test_what_was_abandoned_aside_is_swept(monkeypatch):
     day = (db_now() - timedelta(days=100)).date()
-    place = Store(Tier.WARM).path_of(archiving.name_of(day, 1))
+    place = Store(Tier.WARM).path_of(archiving.name_of(day, 1, "0123abcd"))
     place.parent.mkdir(parents=True)
     left = place.with_name(f".{place.name}.0123.part")
     left.write_bytes(b"half")
@@ -333,7 +450,8 @@ def test_what_was_abandoned_aside_is_swept(monkeypatch):
 
 
 def test_names_sort_by_day():
-    assert archiving.name_of(date(2026, 2, 3), 1) == "2026/02/audit-2026-02-03-001.jsonl.gz"
+    name = archiving.name_of(date(2026, 2, 3), 1, "0123abcd")
+    assert name == "2026/02/audit-2026-02-03-001-0123abcd.jsonl.gz"
 
 
 def test_preview_is_what_the_next_run_does(settings):

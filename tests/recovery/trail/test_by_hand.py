@@ -15,7 +15,7 @@ from tests.recovery.trail.records import ARCHIVE, path_of, ran, sealed
 pytestmark = pytest.mark.django_db(transaction=True)
 
 TEXT = (settings.BASE_DIR / "docs" / "audit.md").read_text()
-NAME = "audit-2026-08-29-001.jsonl.gz"
+NAME = "audit-2026-08-29-001-3f9c2a1b.jsonl.gz"
 
 
 def commands() -> list[str]:

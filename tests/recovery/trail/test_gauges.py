@@ -169,7 +169,6 @@ def long_history():
         count=1,
         marks=b"12345678",
         hash=text("{n}"),
-        reached=MANY - 1,
         archive=Sql(f"CASE WHEN n < {MANY // 2} THEN {first} + n % {MANY // 50} END"),
     )  # fmt: skip
     let_plan(AuditRecord, AuditArchive, AuditSeal)

@@ -19,10 +19,12 @@ from recovery.trail.seals import seal_some, unsealed_since
 from tests.logs import kept
 from tests.recovery.trail.records import (
     SEAL,
+    done,
     found,
     lines_in_table,
     newest,
     ran,
+    run_sql,
     sealed,
     written,
 )
@@ -159,8 +161,8 @@ def test_number_of_a_seal_is_given_once(second_connection):
             with pytest.raises(Exception, match=r"Lock wait|Duplicate"):
                 cursor.execute(
                     "INSERT INTO recovery_auditseal (number, day, at, count, first_at, last_at,"
-                    " digest, previous, hash, mac, `key`, marks, reached, gaps) VALUES (1, NOW(),"
-                    " NOW(), 1, NOW(), NOW(), '', '', '', '', '', '', 0, '[]')"
+                    " digest, previous, hash, mac, `key`, marks, gaps) VALUES (1, NOW(),"
+                    " NOW(), 1, NOW(), NOW(), '', '', '', '', '', '', '[]')"
                 )
 
     seal_some(meanwhile)
@@ -198,8 +200,51 @@ def test_without_keys_of_their_own_they_follow_the_secret_key(settings):
 
 def test_name_of_a_key_does_not_tell_the_key(settings):
     settings.AUDIT_SEAL_KEYS = ["k" * 40]
-    (name,) = keys.all_keys()
+    (name,) = keys.own_keys()
+    assert next(iter(keys.all_keys())) == name
     assert "k" * 4 not in name
+
+
+def test_first_keys_of_their_own_leave_older_seals_verified_and_no_way_back(settings):
+    settings.AUDIT_SEAL_KEYS = []
+    sealed()
+    settings.AUDIT_SEAL_KEYS = ["k" * 40]
+    sealed()
+    assert found() == []
+    settings.AUDIT_SEAL_KEYS = []
+    sealed()
+    settings.AUDIT_SEAL_KEYS = ["k" * 40]
+    assert [what for what, _ in found()] == ["seal-changed"]
+
+
+def test_gaps_are_kept_by_the_newest_seal_alone():
+    (first,) = sealed()
+    with_id(first + 5)
+    ran(SEAL)
+    assert newest().gaps
+    with_id(first + 6)
+    ran(SEAL)
+    assert [bool(it.gaps) for it in AuditSeal.objects.order_by("number")] == [False, False, True]
+
+
+def test_highest_id_is_that_of_the_spans_which_are_signed():
+    ids = sealed(2)
+    assert AuditSealSpan.reached() == ids[-1]
+    AuditSealSpan.objects.create(seal=newest(), first_id=2**40, last_id=2**40)
+    assert {it.what for it in done().findings} >= {"seal-changed"}
+
+
+@pytest.mark.mariadb
+def test_ids_that_step_leave_no_gaps():
+    run_sql("SET auto_increment_increment = 3")
+    try:
+        for count in (5, 2):
+            written(count)
+            seal_some(lambda: None)
+    finally:
+        run_sql("SET auto_increment_increment = DEFAULT")
+    assert [it for it in newest().gaps if it[0] > 1] == []  # below: what earlier tests had
+    assert found() == []
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)

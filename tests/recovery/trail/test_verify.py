@@ -13,12 +13,14 @@ from recovery.trail import seals, verifying
 from recovery.trail.lines import digest_of, hash_of, marks_of
 from recovery.trail.verifying import Kept
 from tests.recovery.trail.records import (
+    ARCHIVE,
     archived,
     done,
     found,
     lines_in_table,
     newest,
     path_of,
+    ran,
     repacked,
     run_sql,
     sealed,
@@ -279,3 +281,39 @@ def test_seal_command_prints_what_kept_takes():
     assert (status, document["newest"]["seal"]) == (0, 1)
     assert commanded("verify", "--kept", f"1:{document['newest']['hash']}")[0] == 0
     assert commanded("verify", "--kept", f"1:{'0' * 64}")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("terms", b"\0" * 64), ("first_id", 1), ("last_id", 2**40), ("count", 1),
+     ("first_at", "2020-01-01T00:00Z"), ("last_at", "2030-01-01T00:00Z")],
+)  # fmt: skip
+def test_manifest_that_hides_records_from_search_is_named(column, value):
+    archive, _ids = the_archive()
+    AuditArchive.objects.filter(pk=archive.pk).update(**{column: value})
+    (finding,) = done().findings
+    assert (finding.what, finding.place) == ("manifest-changed", archive.name)
+    assert column in finding.detail
+
+
+def test_forgery_over_an_archived_record_is_named():
+    archive, ids = the_archive()
+    AuditArchive.objects.filter(pk=archive.pk).update(status="written")
+    (other,) = sealed()
+    run_sql(f"UPDATE {TABLE} SET id = %s WHERE id = %s", ids[1], other)
+    assert ("changed", ids[1]) in found()
+
+
+def test_file_that_is_put_away_while_it_is_verified_is_no_finding(settings, monkeypatch):
+    archived(3, days_ago=190)
+    reading = verifying.Store.reading
+
+    def moved(store, name):
+        monkeypatch.setattr(verifying.Store, "reading", reading)
+        settings.AUDIT_WARM_DAYS = 100
+        assert ran(ARCHIVE).status == "ok"
+        return reading(store, name)
+
+    monkeypatch.setattr(verifying.Store, "reading", moved)
+    assert found() == []
+    assert AuditArchive.objects.get().tier == "cold"
