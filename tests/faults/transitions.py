@@ -310,7 +310,8 @@ CALLERS = {
 NO_ROWS = {
     "_database", "_file", "_thread", "action", "bar", "children", "last", "left", "link",
     "listener",
-    "made", "opened", "probe", "process", "rest", "self", "sentinel", "span", "stdin", "super", "thread",
+    "made", "opened", "probe", "process", "rest",
+    "self", "sentinel", "span", "stdin", "super", "thread",
 }  # fmt: skip
 """What else has methods of these names."""
 
