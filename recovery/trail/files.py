@@ -12,6 +12,7 @@ from typing import IO, Any
 from recovery.models import AuditRecord, AuditSeal
 from recovery.models.seals import Span, span_text
 from recovery.trail.lines import moment_text, record_of
+from recovery.trail.stores import StoreError
 
 SEAL_MARK = b'{"seal":'
 LEVEL = 6
@@ -49,7 +50,7 @@ def writing(file: Any) -> gzip.GzipFile:
 
 
 def lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a file, those of seals too; raise DamagedFileError."""
+    """Yield the lines of a file, those of seals too; raise DamagedFileError, StoreError."""
     line = b""
     try:
         with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
@@ -57,6 +58,8 @@ def lines(file: IO[bytes]) -> Iterator[bytes]:
                 if not line.endswith(b"\n"):
                     raise EOFError("its last line has no end")
                 yield line
+    except StoreError:
+        raise
     except (OSError, EOFError, zlib.error) as error:
         raise DamagedFileError(f"{error}", after=line) from error
 

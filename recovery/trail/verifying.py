@@ -100,7 +100,7 @@ def verify(
 ) -> Verification:
     """Verify all there is; work goes on meanwhile, and is no finding.
 
-    Records are read once each; it takes the memory of one seal.
+    Records are read once each; it takes the memory of one file's terms.
     """
     done = Verification(on_records=on_records)
     _chain(done, kept)

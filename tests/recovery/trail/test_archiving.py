@@ -7,6 +7,7 @@ import re
 from datetime import date, timedelta
 
 import pytest
+from django.core.files.base import ContentFile
 from django.core.files.storage import FileSystemStorage
 from django.core.management import call_command
 from django.db import connection
@@ -23,6 +24,7 @@ from recovery.models import (
     JobRun,
     Tier,
 )
+from recovery.search import Search, archived_of, find
 from recovery.trail import archiving, stores
 from recovery.trail.lines import digest_of, hash_of
 from recovery.trail.stores import Store
@@ -409,6 +411,20 @@ def test_store_without_paths_takes_archives_too(bucket, settings):
     assert {it.tier for it in AuditArchive.objects.all()} == {"warm", "cold"}
     assert len(everything(ids)) == 6
     assert found() == []
+
+
+def test_store_that_opens_a_file_and_fails_to_read_it_is_away_not_damaged(bucket, monkeypatch):
+    archived(2, days_ago=100)
+
+    class Frozen(ContentFile):
+        def read(self, *_size):
+            raise RuntimeError("InvalidObjectState")
+
+    monkeypatch.setattr(Bucket, "_open", lambda _self, name, _mode="rb": Frozen(b"", name))
+    assert [it.what for it in done().findings] == ["file-missing"]
+    read = archived_of(Search(action="job-paused"))
+    assert list(find(Search(action="job-paused"), read)) == []
+    assert "InvalidObjectState" in read.troubles[0]
 
 
 def test_store_that_fails_half_the_time_loses_nothing_and_doubles_nothing(bucket, settings, rnd):
