@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.mariadb, pytest.mark.timeout(300)]
 ORDERS = 60
 PART = 6
 SHORT = {
-    "QCLUSTER_WORKERS": "6",
+    "QCLUSTER_WORKERS": "7",
     "JOB_LOCK_TTL_SEC": "4",
     "JOB_OUTBOX_PERIOD_SEC": "2",
     "JOB_FINALIZE_PERIOD_SEC": "2",

@@ -136,7 +136,8 @@ def test_old_entries_are_found_by_the_index_on_status_and_age(many):
         if connection.vendor == "sqlite":
             assert "scan" not in text
         else:
-            assert {step["type"] for step in plan} <= {"range", "eq_ref", "const"}, plan
+            # By its first column alone where the server thinks the rest is worth nothing.
+            assert {step["type"] for step in plan} <= {"range", "ref", "eq_ref", "const"}, plan
 
 
 @pytest.mark.mariadb
