@@ -413,6 +413,23 @@ def test_store_without_paths_takes_archives_too(bucket, settings):
     assert found() == []
 
 
+def test_store_that_keeps_other_bytes_than_it_was_given_empties_no_table(bucket, monkeypatch):
+    ids = sealed(3, days_ago=100)
+    save = Bucket._save
+
+    def cut(store, name, content):
+        return save(store, name, ContentFile(content.read()[:-1]))
+
+    monkeypatch.setattr(Bucket, "_save", cut)
+    outcome = ran(ARCHIVE)
+    assert (outcome.status, "reads otherwise" in outcome.reason) == ("failed", True)
+    assert set(ids) <= set(lines_in_table())
+    monkeypatch.setattr(Bucket, "_save", save)
+    assert ran(ARCHIVE).status == "ok"
+    assert len(everything(ids)) == 3
+    assert found() == []
+
+
 def test_store_that_opens_a_file_and_fails_to_read_it_is_away_not_damaged(bucket, monkeypatch):
     archived(2, days_ago=100)
 
