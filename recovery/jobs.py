@@ -38,7 +38,7 @@ def audit_seal(run: Run) -> Batch:
     seals.tell(made)
     sealed = sum(seal.count for seal in made)
     counts = Counter(records_sealed=sealed, seals=len(made))
-    return Batch(+counts, more=sealed >= seals.MOST_RECORDS)
+    return Batch(+counts, more=seals.is_full(made))
 
 
 @job(

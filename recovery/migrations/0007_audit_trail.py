@@ -61,6 +61,7 @@ class Migration(migrations.Migration):
                 ('day', models.DateField(verbose_name='day')),
                 ('at', models.DateTimeField(verbose_name='at')),
                 ('count', models.PositiveIntegerField(verbose_name='records')),
+                ('size', models.PositiveBigIntegerField(verbose_name='bytes')),
                 ('first_at', models.DateTimeField(verbose_name='first of')),
                 ('last_at', models.DateTimeField(verbose_name='last of')),
                 ('digest', models.CharField(max_length=64, verbose_name='digest')),

@@ -71,6 +71,8 @@ class AuditSeal(models.Model):
     day = models.DateField(_("day"))
     at = models.DateTimeField(_("at"))
     count = models.PositiveIntegerField(_("records"))
+    size = models.PositiveBigIntegerField(_("bytes"))
+    """Of the lines of its records: what holds them all is that large."""
     first_at = models.DateTimeField(_("first of"))
     last_at = models.DateTimeField(_("last of"))
     digest = models.CharField(_("digest"), max_length=HEX_LENGTH)

@@ -33,7 +33,11 @@ logger = logging.getLogger(__name__)
 ARCHIVED = "audit-archived"
 TARGET = "audit-archive"
 PART_RECORDS = 50_000
-"""So many records a file has, or those of one seal more: they are held to be searched."""
+PART_BYTES = 64 << 20
+"""So many records a file has, and so long lines, or by those of one seal more.
+
+A search holds what fits of a file.
+"""
 LEAST_ROWS, MOST_ROWS = 20, 999
 LONGEST_S = 0.2
 SEALS_AT_ONCE = 20
@@ -134,11 +138,11 @@ def _next_seals(before: date, last: tuple[date, int] | None) -> list[AuditSeal]:
     first = due.first()
     if first is None:
         return []
-    taken, count = [], 0
+    taken, count, size = [], 0, 0
     for seal in due.filter(day=first.day).iterator(chunk_size=100):
         taken.append(seal)
-        count += seal.count
-        if count >= PART_RECORDS:
+        count, size = count + seal.count, size + seal.size
+        if count >= PART_RECORDS or size >= PART_BYTES:
             break
     return taken
 

@@ -2,7 +2,8 @@
 
 import hmac
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import date, datetime
 from hashlib import sha256
 from itertools import chain, groupby
@@ -10,6 +11,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from django.db import connection, transaction
+from django.db.models import QuerySet
 
 from recovery.clock import db_now
 from recovery.models import AuditRecord, AuditSeal, AuditSealSpan
@@ -23,13 +25,14 @@ from recovery.trail.lines import (
     line_of,
     marks_of,
     moment_text,
-    rows_of,
 )
 
 logger = logging.getLogger(__name__)
 
 MOST_RECORDS = 5_000
 """In one transaction, and so in one seal."""
+MOST_BYTES = 16 << 20
+"""So long the lines of a seal are, or by one longer: whoever archives or verifies it holds them."""
 LATE_S = 86_400
 """So long a record is looked for whose id is below those that are sealed: its commit is late."""
 MOST_GAPS = 5_000
@@ -69,28 +72,30 @@ class Hashed(NamedTuple):
     pk: int
     at: datetime
     hash: str
+    size: int
+    """Bytes of its line."""
 
 
 @transaction.atomic
 def seal_some(last: Callable[[], None]) -> list[AuditSeal]:
-    """Seal what is committed and not sealed yet, up to ``MOST_RECORDS``; return the seals.
+    """Seal what is committed and not sealed yet; return the seals.
 
-    A seal a day, in the order of days. Records below the highest id that was sealed are those whose
-    transaction committed late: they are looked for in the gaps. ``last`` is called as the last
-    statement of the transaction. Two that seal at once give one number twice: the later one fails.
+    Up to ``MOST_RECORDS`` with ``MOST_BYTES`` of lines: a seal a day, in the order of days. Records
+    below the highest id that was sealed are those whose transaction committed late: they are looked
+    for in the gaps. ``last`` is called as the last statement of the transaction. Two that seal at
+    once give one number twice: the later one fails.
     """
     newest, reached = AuditSeal.objects.newest(), AuditSealSpan.reached()
     gaps: list[list[int]] = newest.gaps if newest else []
-    late = list(_hashed(rows_of((first, end) for first, end, _since in gaps)))
-    fresh = list(_hashed(_rows_above(reached, max(0, MOST_RECORDS - len(late)))))
-    if not (late or fresh):
+    taken = list(_hashed(chain(_rows_within(gaps), _rows_above(reached))))
+    if not taken:
         return []
     now = db_now()
-    gaps = _gaps_after(gaps, late, fresh, reached=reached, now=now.timestamp())
+    gaps = _gaps_after(gaps, [it.pk for it in taken], reached=reached, now=now.timestamp())
     if newest:
         AuditSeal.objects.filter(pk=newest.pk).keep_gaps([])
     made = []
-    for day, of_day in groupby(sorted([*late, *fresh]), key=attrgetter("day")):
+    for day, of_day in groupby(sorted(taken), key=attrgetter("day")):
         newest = _make(list(of_day), day, newest, now=now)
         made.append(newest)
     AuditSeal.objects.filter(pk=made[-1].pk).keep_gaps(gaps)
@@ -98,37 +103,58 @@ def seal_some(last: Callable[[], None]) -> list[AuditSeal]:
     return made
 
 
+def is_full(made: Collection[AuditSeal]) -> bool:
+    """Tell whether seals of one call of ``seal_some`` end where they had to: there may be more."""
+    records, size = sum(it.count for it in made), sum(it.size for it in made)
+    return records >= MOST_RECORDS or size >= MOST_BYTES
+
+
 def _hashed(rows: Iterable[tuple[Any, ...]]) -> Iterator[Hashed]:
+    """Hash rows, as many as one transaction may take."""
+    count = size = 0
     for row in rows:
-        yield Hashed(row[_AT].date(), row[_PK], row[_AT], hash_of(line_of(row)))
+        line = line_of(row)
+        yield Hashed(row[_AT].date(), row[_PK], row[_AT], hash_of(line), len(line))
+        count, size = count + 1, size + len(line)
+        if count >= MOST_RECORDS or size >= MOST_BYTES:
+            return
 
 
-def _rows_above(reached: int, most: int) -> Iterator[tuple[Any, ...]]:
+def _rows_within(gaps: Iterable[Sequence[int]]) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows that have appeared in gaps."""
+    for some in in_parts((first, end) for first, end, _since in gaps):
+        yield from _in_pages(AuditRecord.objects.filter(some))
+
+
+def _rows_above(reached: int) -> Iterator[tuple[Any, ...]]:
+    return _in_pages(AuditRecord.objects.all(), reached)
+
+
+def _in_pages(records: QuerySet[AuditRecord], reached: int = 0) -> Iterator[tuple[Any, ...]]:
     """Yield rows in the order of ids, read a few at a time: they may hold whole payloads."""
-    rows = AuditRecord.objects.order_by("pk").values_list(*COLUMNS)
-    while page := list(rows.filter(pk__gt=reached)[: min(most, ROWS_AT_ONCE)]):
+    rows = records.order_by("pk").values_list(*COLUMNS)
+    while page := list(rows.filter(pk__gt=reached)[:ROWS_AT_ONCE]):
         yield from page
-        reached, most = page[-1][_PK], most - len(page)
+        if len(page) < ROWS_AT_ONCE:
+            return
+        reached = page[-1][_PK]
 
 
 def _gaps_after(
-    gaps: Iterable[list[int]],
-    late: Sequence[Hashed],
-    fresh: Sequence[Hashed],
-    *,
-    reached: int,
-    now: float,
+    gaps: Iterable[list[int]], taken: Iterable[int], *, reached: int, now: float
 ) -> list[list[int]]:
-    """Return the gaps that are left and those between fresh rows: ``[first, last, since]``."""
-    found = sorted(it.pk for it in late)
+    """Return the gaps that are left and those between fresh ids: ``[first, last, since]``."""
+    ids = sorted(taken)
+    place = bisect_right(ids, reached)
+    late, fresh = ids[:place], ids[place:]
     kept = [
         [first, end, since]
         for first_id, last_id, since in gaps
         if since > now - LATE_S
-        for first, end in _without(first_id, last_id, found)
+        for first, end in _without(first_id, last_id, late)
     ]
-    ids, step = [it.pk for it in fresh], _step()
-    pairs = zip([reached, *ids], ids, strict=False)
+    step = _step()
+    pairs = zip([reached, *fresh], fresh, strict=False)
     kept += [[low + 1, high - 1, int(now)] for low, high in pairs if high - low not in (1, step)]
     if len(kept) > MOST_GAPS:
         logger.warning("audit_gaps_dropped", extra={"gaps": len(kept) - MOST_GAPS})
@@ -166,6 +192,7 @@ def _make(
         day=day,
         at=now,
         count=len(records),
+        size=sum(it.size for it in records),
         first_at=min(moments),
         last_at=max(moments),
         digest=digest_of(hashes),

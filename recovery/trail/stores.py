@@ -1,6 +1,7 @@
 """Where archives lie, through Django's storage API: written aside, read back, then in place."""
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -21,6 +22,8 @@ ALIASES = {Tier.WARM: "audit_archive", Tier.COLD: "audit_cold"}
 CHUNK = 1 << 20
 ASIDE = ".part"
 LOOKED_FOR = 3
+YEAR, MONTH = re.compile(r"\d{4}"), re.compile(r"\d\d")
+FILE = re.compile(r"audit-.*\.jsonl\.gz")
 ABANDONED_S = 3_600.0
 """What was written aside so long ago nobody goes on with."""
 
@@ -114,7 +117,8 @@ class Store:
     def __init__(self, tier: str) -> None:
         """Take the storage of ``tier``."""
         self.tier = tier
-        self.storage: Storage = storages[ALIASES[Tier(tier)]]
+        self.alias = ALIASES[Tier(tier)]
+        self.storage: Storage = storages[self.alias]
 
     def path_of(self, name: str) -> Path | None:
         """Return where a file is in a folder; None: this is a bucket. Raises StoreError."""
@@ -132,8 +136,8 @@ class Store:
         placed = AuditArchive.objects.placed().filter(tier=self.tier, is_doubled=False)
         names = list(placed.order_by("-pk").values_list("name", flat=True)[:LOOKED_FOR])
         if names and not any(map(self.has, names)):
-            place = ALIASES[Tier(self.tier)]
-            raise StoreError(f"{place} has none of its archives, as {names[0]}: is it mounted?")
+            missing = f"{self.alias} has none of its archives, as {names[0]}"
+            raise StoreError(f"{missing}: is it mounted?")
 
     def has(self, name: str) -> bool:
         """Tell whether there is a file of this name; raise StoreError."""
@@ -148,8 +152,7 @@ class Store:
         except (StoreError, NotImplementedError):
             raise
         except Exception as error:
-            place = ALIASES[Tier(self.tier)]
-            raise StoreError(f"{name} in {place}: {type(error).__name__}: {error}") from error
+            raise StoreError(f"{name} in {self.alias}: {type(error).__name__}: {error}") from error
 
     @contextmanager
     def reading(self, name: str) -> Iterator[IO[bytes]]:
@@ -221,6 +224,28 @@ class Store:
         """Remove a file, if it is there; raise StoreError."""
         with self._asking(name):
             self.storage.delete(name)
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of its files, whoever knows of them; raise StoreError.
+
+        What is not called as archives are is left out: a store may hold other things, too.
+        """
+        for year in self._listed("", YEAR)[0]:
+            for month in self._listed(year, MONTH)[0]:
+                folder = f"{year}/{month}"
+                yield from (f"{folder}/{it}" for it in self._listed(folder, FILE)[1])
+
+    def _listed(self, folder: str, wanted: re.Pattern[str]) -> tuple[list[str], list[str]]:
+        """Return the folders and files of a folder that are called so, in order."""
+        with self._asking(folder or "all files"):
+            try:
+                folders, names = self.storage.listdir(folder)
+            except FileNotFoundError:
+                return [], []
+            except NotImplementedError as error:
+                raise StoreError("it has no lists of its files") from error
+        found = [sorted(filter(wanted.fullmatch, some)) for some in (folders, names)]
+        return found[0], found[1]
 
     def sweep(self, folder: str) -> int:
         """Remove what was abandoned aside in a folder; return how many files."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from django.db.models import QuerySet
@@ -29,7 +29,8 @@ MOST_FINDINGS = 100
 LATE = timedelta(hours=1)
 """A record that is in no seal for so long is an alarm."""
 IDS_AT_ONCE = 10_000
-SEALS_AT_ONCE, RECORDS_AT_ONCE = 100, 5_000
+SEALS_AT_ONCE, RECORDS_AT_ONCE, BYTES_AT_ONCE = 100, 5_000, 16 << 20
+NAMES_AT_ONCE = 500
 TABLE = "table"
 
 
@@ -76,6 +77,8 @@ class Verification:
     waiting: int = 0
     """Records that the next seal takes."""
     newest: AuditSeal | None = None
+    notes: list[str] = field(default_factory=list)
+    """What is no finding, and has to be looked at all the same."""
     on_records: Callable[[int], Any] = lambda _count: None
     """Called with how many more records were verified."""
 
@@ -109,6 +112,7 @@ def verify(
     _table(done)
     _archives(done, seen)  # those that were written meanwhile
     _strangers(done)
+    _strays(done)
     return done
 
 
@@ -178,12 +182,12 @@ def _table(done: Verification) -> None:
 
 
 def _as_many(seals: Iterable[AuditSeal]) -> list[AuditSeal]:
-    """Return the first seals, as many as have ``RECORDS_AT_ONCE`` records, or one."""
+    """Return the first seals, so that what is read at once is bounded; at least one."""
     some: list[AuditSeal] = []
-    count = 0
+    count = size = 0
     for seal in seals:
-        count += seal.count
-        if some and count > RECORDS_AT_ONCE:
+        count, size = count + seal.count, size + seal.size
+        if some and (count > RECORDS_AT_ONCE or size > BYTES_AT_ONCE):
             break
         some.append(seal)
     return some
@@ -420,3 +424,17 @@ def _judge(done: Verification, odd: Sequence[int]) -> None:
             done.find("unsealed", TABLE, record=record.pk, detail=f"{detail}; see job auditSeal")
         else:
             done.waiting += 1
+
+
+def _strays(done: Verification) -> None:
+    """Note files that no archive knows of: a restored database, or a run that died, left them."""
+    for tier in (Tier.WARM, Tier.COLD):
+        store = Store(tier)
+        names = store.names()
+        try:
+            while some := list(islice(names, NAMES_AT_ONCE)):  # before it is asked who knows them
+                known = AuditArchive.objects.filter(name__in=some).values_list("name", flat=True)
+                strays = sorted(set(some) - set(known))
+                done.notes += [f"{it} ({store.alias}): no archive knows of it" for it in strays]
+        except StoreError as error:
+            done.notes.append(f"{store.alias} could not be listed: {error}")

@@ -147,6 +147,7 @@ class Command(OperatorCommand):
             "newest": _seal_facts(done.newest),
             "findings": [it.as_dict() for it in done.findings],
             "more": done.is_full,
+            "notes": done.notes,
         }
         self.say(
             f"{done.records} records, {done.seals} seals, {done.archives} archives verified;"
@@ -156,6 +157,8 @@ class Command(OperatorCommand):
             self.say(str(finding))
         if done.is_full:
             self.say(f"and perhaps more than these {len(done.findings)}")
+        for note in done.notes:
+            self.say(f"note: {note}")
         self.say("NOT as it was sealed" if done.findings else "all as it was sealed")
         self.say_newest(done.newest)
         return WRONG if done.findings else DONE

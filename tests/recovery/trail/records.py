@@ -1,6 +1,8 @@
 """Audit records for tests of the trail: of so many days ago, sealed, archived, tampered with."""
 
 import gzip
+import json
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,16 @@ def lines_in_archives() -> list[bytes]:
     """Return the lines of records in all archives, doubles too."""
     archives = AuditArchive.objects.placed()
     return [it for one in archives for it in unpacked(one) if not it.startswith(b'{"seal"')]
+
+
+def everything(ids: Iterable[int]) -> list[bytes]:
+    """Return the lines of these records in table and files; each must be there once."""
+    archived = lines_in_archives()
+    at = {json.loads(line)["id"]: line for line in archived}
+    assert len(at) == len(archived)
+    hot = lines_in_table()
+    assert not set(at) & set(hot)
+    return [(at | hot)[pk] for pk in ids]
 
 
 def repacked(archive: AuditArchive, lines: list[bytes]) -> None:

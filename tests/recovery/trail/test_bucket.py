@@ -75,6 +75,7 @@ def test_records_move_into_the_bucket_and_are_found_there(endpoint, settings):
     assert keys(endpoint, "audit") == [f"warm/{warm.name}"]
     assert keys(endpoint, "audit-cold") == [f"cold/{cold.name}"]
     assert not Store(Tier.WARM).has(cold.name)
+    assert [list(Store(it).names()) for it in (Tier.WARM, Tier.COLD)] == [[warm.name], [cold.name]]
     assert [it.pk for it in find(Search(action="job-paused"))] == ids[::-1]
     assert done().findings == []
 

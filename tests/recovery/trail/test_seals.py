@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from recovery import runner
 from recovery.clock import db_now
 from recovery.leases import LeaseLostError
-from recovery.models import AuditRecord, AuditSeal, AuditSealSpan
-from recovery.trail import keys, lines, seals
+from recovery.models import AuditArchive, AuditRecord, AuditSeal, AuditSealSpan
+from recovery.trail import archiving, keys, lines, seals
 from recovery.trail.seals import seal_some, unsealed_since
 from tests.logs import kept
 from tests.recovery.trail.records import (
+    ARCHIVE,
     SEAL,
     done,
+    everything,
     found,
     lines_in_table,
     newest,
@@ -73,6 +75,40 @@ def test_backlog_is_sealed_in_seals_of_bounded_size(monkeypatch):
     outcome = runner.run_job(SEAL)
     assert outcome.result == {"records_sealed": 10, "seals": 3}
     assert [it.count for it in AuditSeal.objects.order_by("number")] == [4, 4, 2]
+
+
+def test_seals_and_files_of_large_records_are_of_bounded_size(monkeypatch):
+    monkeypatch.setattr(seals, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(archiving, "PART_BYTES", 20_000)
+    ids = written(10, days_ago=200, reason="x" * 4_000)
+    before = lines_in_table()
+    assert runner.run_job(SEAL).result == {"records_sealed": 10, "seals": 4}
+    made = AuditSeal.objects.order_by("number")
+    assert [it.count for it in made] == [3, 3, 3, 1]
+    assert [it.size for it in made] == [
+        sum(len(before[pk]) for first, last in it.ranges() for pk in range(first, last + 1))
+        for it in made
+    ]
+    assert ran(ARCHIVE).status == "ok"
+    assert list(AuditArchive.objects.order_by("part").values_list("count", flat=True)) == [6, 4]
+    assert everything(ids) == [before[pk] for pk in ids]
+    assert found() == []
+
+
+def test_large_late_records_are_sealed_in_turn(monkeypatch):
+    (first,) = sealed()
+    with_id(first + 7)
+    ran(SEAL)
+    monkeypatch.setattr(seals, "MOST_BYTES", 10_000)
+    for pk in (first + 1, first + 2, first + 4, first + 5, first + 9):
+        with_id(pk, reason="x" * 4_000)
+    assert runner.run_job(SEAL).result == {"records_sealed": 5, "seals": 2}
+    late, rest = AuditSeal.objects.with_spans().order_by("-number")[:2][::-1]
+    assert late.ranges() == [(first + 1, first + 2), (first + 4, first + 4)]
+    assert rest.ranges() == [(first + 5, first + 5), (first + 9, first + 9)]
+    with_id(first + 3)
+    assert ran(SEAL).result == {"records_sealed": 1, "seals": 1}
+    assert (found(), unsealed_since()) == ([], None)
 
 
 def with_id(pk, **more):

@@ -3,15 +3,17 @@
 import gzip
 import io
 import json
+import shutil
 
 import pytest
 from django.core.management import call_command
 from django.db import connection
 
-from recovery.models import AuditArchive, AuditSeal, AuditSealSpan
+from recovery.models import AuditArchive, AuditSeal, AuditSealSpan, Tier
 from recovery.trail import seals, verifying
 from recovery.trail.lines import digest_of, hash_of, marks_of
-from recovery.trail.verifying import Kept
+from recovery.trail.stores import Store
+from recovery.trail.verifying import Kept, Verification
 from tests.recovery.trail.records import (
     ARCHIVE,
     archived,
@@ -317,3 +319,48 @@ def test_file_that_is_put_away_while_it_is_verified_is_no_finding(settings, monk
     monkeypatch.setattr(verifying.Store, "reading", moved)
     assert found() == []
     assert AuditArchive.objects.get().tier == "cold"
+
+
+def test_file_that_no_archive_knows_of_is_a_note(capsys, folders):
+    archived(2, days_ago=100)
+    archive = AuditArchive.objects.get()
+    stray = path_of(archive).with_name("audit-2026-01-01-001-0badcafe.jsonl.gz")
+    stray.write_bytes(path_of(archive).read_bytes())
+    for name in ("notes.txt", ".audit-2026-01-02-001-x.jsonl.gz.1.part"):
+        stray.with_name(name).write_text("not an archive")
+    (folders / "warm" / "lost+found").mkdir()
+    name = f"{archive.name.rpartition('/')[0]}/{stray.name}"
+    note = f"{name} (audit_archive): no archive knows of it"
+    assert (done().notes, done().findings) == ([note], [])
+    status, document = commanded("verify")
+    assert (status, document["notes"]) == (0, [note])
+    call_command("audit", "verify")
+    assert f"note: {note}\nall as it was sealed" in capsys.readouterr().out
+
+
+def test_file_that_is_in_both_tiers_is_no_stray(folders):
+    archived(2, days_ago=100)
+    archive = AuditArchive.objects.get()
+    shutil.copytree(folders / "warm", folders / "cold")
+    assert done().notes == []
+    AuditArchive.objects.update(name=f"{archive.name}x")
+    assert len(done().notes) == 2
+
+
+def test_store_that_cannot_be_listed_is_a_note(monkeypatch):
+    def refuse(*_):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(Store(Tier.COLD).storage, "listdir", refuse)
+    (note,) = done().notes
+    assert note.startswith("audit_cold could not be listed: all files in audit_cold: Permission")
+
+
+def test_many_files_are_known_by_few_queries(monkeypatch, django_assert_max_num_queries):
+    monkeypatch.setattr(verifying, "NAMES_AT_ONCE", 3)
+    names = [f"2026/01/audit-{day:02}.jsonl.gz" for day in range(1, 8)]
+    monkeypatch.setattr(Store, "names", lambda self: iter(names if self.tier == "warm" else []))
+    with django_assert_max_num_queries(3):
+        noted = Verification()
+        verifying._strays(noted)
+    assert [it.partition(" ")[0] for it in noted.notes] == names
