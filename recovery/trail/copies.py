@@ -1,6 +1,6 @@
 """Bring archived records back, as copies to be looked at, and away again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
@@ -9,12 +9,14 @@ from django.db import transaction
 from recovery import audit
 from recovery.models import AuditRecord, RestoredRecord
 from recovery.search import Search, archived_of
+from recovery.trail.lines import COLUMNS, line_of
 
 RESTORED = "audit-restored"
 TARGET = "audit-archive"
 MOST_RECORDS = 100_000
 """In one transaction, with their audit record."""
-ROWS_AT_ONCE = 500
+ROWS_AT_ONCE, BYTES_AT_ONCE = 500, 1 << 20
+"""In one statement, or one row that has more: the server takes them up to max_allowed_packet."""
 
 
 class TooManyError(Exception):
@@ -40,11 +42,11 @@ def bring_back(search: Search, *, actor: str, reason: str) -> dict[str, int]:
         archived.look()
         counts = {"found": 0, "brought": 0}
         for archive, some in groupby(_some(archived.above(None)), key=lambda it: it.archive):
-            rows = list(some)
-            counts["found"] += len(rows)
-            if counts["found"] > MOST_RECORDS:
-                raise TooManyError
-            counts["brought"] += RestoredRecord.objects.bring(rows, archive)
+            for rows in _in_parts(some):
+                counts["found"] += len(rows)
+                if counts["found"] > MOST_RECORDS:
+                    raise TooManyError
+                counts["brought"] += RestoredRecord.objects.bring(rows, archive)
         if archived.troubles:
             raise UnreadableError(f"{UnreadableError.__doc__} {archived.troubles[0]}")
         if counts["brought"]:
@@ -54,6 +56,21 @@ def bring_back(search: Search, *, actor: str, reason: str) -> dict[str, int]:
 
 def _some(found: Iterator[AuditRecord]) -> Iterator[Any]:
     yield from found
+
+
+def _in_parts(records: Iterable[Any]) -> Iterator[list[Any]]:
+    """Yield as many records as one statement stores."""
+    part: list[Any] = []
+    size = 0
+    for record in records:
+        more = len(line_of((record.pk, *(getattr(record, name) for name in COLUMNS[1:]))))
+        if part and (len(part) == ROWS_AT_ONCE or size + more > BYTES_AT_ONCE):
+            yield part
+            part, size = [], 0
+        part.append(record)
+        size += more
+    if part:
+        yield part
 
 
 def _told(search: Search) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from uuid import UUID, uuid4
 
 import pytest
 from django.core.management import call_command
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from recovery import audit, search
 from recovery.clock import db_now
@@ -262,6 +263,16 @@ def test_too_many_copies_and_unreadable_files_bring_nothing_back(monkeypatch):
         brought(everything=True)
     assert not RestoredRecord.objects.exists()
     assert not AuditRecord.objects.filter(action="audit-restored").exists()
+
+
+def test_copies_are_stored_in_statements_that_the_server_takes():
+    for _ in range(3):
+        written(40, days_ago=120, evidence={"payload": "x" * 200_000})
+    ran("auditSeal")
+    ran(ARCHIVE)
+    with CaptureQueriesContext(connection) as made:
+        assert brought(action="job-paused") == {"found": 120, "brought": 120}
+    assert max(len(it["sql"]) for it in made) < 2 * copies.BYTES_AT_ONCE
 
 
 def exported(folder, **more):
