@@ -108,5 +108,5 @@ def _seal_of(line: bytes) -> tuple[AuditSeal, str]:
             key=values["key"],
         )
         return seal, values["records"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedFileError(f"the line of a seal cannot be read: {error}", after=line) from error

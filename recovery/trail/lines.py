@@ -16,6 +16,7 @@ from recovery.models import AuditEntry, AuditRecord
 from recovery.models.seals import Span
 
 COLUMNS = ("id", "at", *AuditEntry.CONTENT)
+TEXTS = ("actor", "action", "target_type", "target_id", "reason")
 MARK_BYTES = 8
 """So much of a line's hash is kept: it tells which line was changed."""
 SPANS_AT_ONCE = 100
@@ -51,11 +52,13 @@ def record_of(line: bytes) -> AuditRecord:
     """Return the record that a line is of; raise ValueError where it is none."""
     try:
         values = json.loads(line)
-        values["at"] = datetime.fromisoformat(values["at"])
+        values["at"] = datetime.fromisoformat(values["at"]).astimezone(UTC)
         values["run_id"] = UUID(values["run_id"]) if values["run_id"] else None
         record = AuditRecord(**values)
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"not an audit record: {error}") from error
+    if type(record.pk) is not int or not all(isinstance(values.get(it), str) for it in TEXTS):
+        raise ValueError(f"not an audit record: {sorted(values)}")
     record._state.adding = False  # it was stored once, and is never stored again
     return record
 

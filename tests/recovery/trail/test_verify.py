@@ -10,6 +10,7 @@ from django.core.management import call_command
 from django.db import connection
 
 from recovery.models import AuditArchive, AuditSeal, AuditSealSpan, Tier
+from recovery.search import Search, find
 from recovery.trail import seals, verifying
 from recovery.trail.lines import digest_of, hash_of, marks_of
 from recovery.trail.stores import Store
@@ -186,6 +187,30 @@ def test_line_that_was_put_into_a_file_is_named():
     assert found() == [("inserted", ids[1])]
     repacked(archive, [*lines[:2], b"hello\n", *lines[2:]])
     assert [what for what, _ in found()] == ["inserted"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"id": "x"},
+        {"id": None},
+        {"id": True},
+        {"at": "2026-01-01T00:00:00"},
+        {"at": "0001-01-01T00:00:00+09:00"},
+        {"actor": 5},
+        {"run_id": 7},
+        None,
+    ],
+)
+def test_line_that_is_no_record_is_named_and_keeps_nobody_from_the_others(more):
+    first, _last = archived(2)
+    archive = AuditArchive.objects.get()
+    lines = unpacked(archive)
+    deep = b"[" * 100_000 + b"]" * 100_000
+    text = json.dumps(json.loads(lines[0]) | more).encode() if more else deep
+    repacked(archive, [lines[0], text + b"\n", *lines[1:]])
+    assert found()[0][0] == "inserted"
+    assert first in {it.pk for it in find(Search(action="job-paused"))}
 
 
 def test_lines_in_another_order_are_found():
