@@ -147,9 +147,10 @@ class EntryAdmin(ReadOnlyAdmin):
 
 def _unsealed(pk: int) -> str:
     """Say why a record is in no seal; ids that seals have passed are not sealed any more."""
+    reached = AuditSealSpan.reached()  # first: a seal made since has in its gaps what it passed
     newest = AuditSeal.objects.defer("marks").newest()
     gaps = newest.gaps if newest else ()
-    if newest and pk <= AuditSealSpan.reached() and not any(it[0] <= pk <= it[1] for it in gaps):
+    if newest and pk <= reached and not any(it[0] <= pk <= it[1] for it in gaps):
         return gettext("It is in no seal, though later ones are: see audit verify.")
     return gettext("It waits for the next seal.")
 

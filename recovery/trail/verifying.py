@@ -409,8 +409,10 @@ def _held(spans: "QuerySet[AuditSealSpan]") -> Iterable[Span]:
 def _judge(done: Verification, odd: Sequence[int]) -> None:
     """Look once more: some were sealed meanwhile, or have left, and some wait for the next seal."""
     there = list(AuditRecord.objects.filter(pk__in=odd).order_by("pk"))
-    newest = AuditSeal.objects.newest()
-    reached, gaps = AuditSealSpan.reached(), newest.gaps if newest else []
+    # In this order: a seal that is made in between has what it passed in its own gaps.
+    reached = AuditSealSpan.reached()
+    newest = AuditSeal.objects.defer("marks").newest()
+    gaps = newest.gaps if newest else []
     again = set(_odd([it.pk for it in there])) if there else set()
     late_since: datetime = db_now() - LATE
     for record in there:

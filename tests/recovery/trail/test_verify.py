@@ -267,6 +267,33 @@ def test_file_packed_anew_with_the_same_records_is_told_apart():
     assert [what for what, _ in found()] == ["file-changed"]
 
 
+def test_late_commit_beside_a_seal_that_is_made_meanwhile_is_no_finding(monkeypatch):
+    sealed()
+    ids = written(3)
+    rows, judge = seals._rows_above, verifying._judge
+
+    def overtaken(execute, sql, *more):
+        done = execute(sql, *more)
+        if "recovery_auditseal" in sql and not made:
+            made.append(sql)
+            with monkeypatch.context() as patched:
+                # When the sealer read, the second one was not committed yet.
+                patched.setattr(
+                    seals, "_rows_above", lambda *at: (it for it in rows(*at) if it[0] != ids[1])
+                )
+                seals.seal_some(lambda: None)
+        return done
+
+    def judged(*given):
+        with connection.execute_wrapper(overtaken):
+            judge(*given)
+
+    made = []
+    monkeypatch.setattr(verifying, "_judge", judged)
+    assert found() == []
+    assert made
+
+
 def test_findings_are_not_endless(monkeypatch):
     monkeypatch.setattr(verifying, "MOST_FINDINGS", 3)
     sealed(10)
