@@ -4,7 +4,7 @@ import heapq
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -76,7 +76,8 @@ def find(search: Search, archived: Archived | None = None) -> Iterator[AuditReco
     if search.text and not (search.narrows() or search.everything):
         raise UnboundedError(UnboundedError.__doc__)
     archived = archived or archived_of(search)
-    found = _merged(search, archived.look)
+    fits = partial(_fits, replace(search, text=""))
+    found = filter(fits, _merged(search, archived.look))
     hot = _with_text(found, search, archived) if search.text else found
     return _with_archived(hot, archived)
 
@@ -198,13 +199,13 @@ def _until(search: Search) -> datetime | None:
     """Return the end of what is looked for: the place to go on from, if it is earlier."""
     if not search.below or not _by_times(search):
         return search.until
-    place = moment_of(search.below) + TICK
+    place = behind(search.below)
     return min(place, search.until) if search.until else place
 
 
-def moment_of(key: Key) -> datetime:
-    """Return the moment of a place in the order of time; raise OverflowError."""
-    return EPOCH + timedelta(microseconds=key[0])
+def behind(key: Key) -> datetime:
+    """Return a moment behind a place in the order of time; raise OverflowError."""
+    return EPOCH + timedelta(microseconds=key[0]) + TICK
 
 
 def _with_archived(hot: Iterator[AuditRecord], archived: Archived) -> Iterator[AuditRecord]:
@@ -238,13 +239,13 @@ def _all_of_it(content: Any) -> Any:
 
 
 def _merged(search: Search, look: Look) -> Iterator[AuditRecord]:
+    """Yield what the database finds: all that fits, and what it takes for the same.
+
+    MariaDB equates ``a`` and ``A``, SQLite orders times as texts of three decimals or of six.
+    """
     records = _filtered(search)
     if not search.target:
-        if not _by_times(search):
-            return _by_id(records, look)
-        found = _by_time(records, look)
-        below = search.below
-        return (it for it in found if by_time(it) < below) if below else found
+        return (_by_time if _by_times(search) else _by_id)(records, look)
     by_target = (_by_id(records.filter(**target), look) for target in targets(search.target))
     return heapq.merge(*by_target, key=lambda record: record.pk, reverse=True)
 
@@ -257,7 +258,7 @@ def _only_times(search: Search) -> bool:
 
 def _filtered(search: Search) -> Records:
     wanted = {
-        "at__gte": search.since,
+        "at__gte": search.since and max(search.since, EPOCH) - TICK,
         "at__lt": _until(search),
         "pk__lt": search.below[0] if search.below and not _by_times(search) else None,
         "actor": search.actor,

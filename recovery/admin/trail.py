@@ -24,7 +24,7 @@ from recovery.admin.tables import Table, above, dated, link, unbroken
 from recovery.clock import db_now
 from recovery.console import Shortcut, page, shortcut
 from recovery.models import AuditArchive, AuditEntry, AuditRecord
-from recovery.search import Leaf, Search, UnboundedError, leaf, moment_of
+from recovery.search import Leaf, Search, UnboundedError, behind, leaf
 from recovery.trail.reading import Key
 
 MAY_SEE, MAY_SEE_ARCHIVES = "recovery.view_auditrecord", "recovery.view_auditarchive"
@@ -90,8 +90,9 @@ class SearchForm(forms.Form):
     def _moment(self, name: str) -> datetime | None:
         text = self.cleaned_data[name]
         try:
-            return ages.moment_of(text, self.now) if text else None
-        except ValueError as error:
+            # As the address of the next page has it: the calendar of the site's zone ends, too.
+            return localtime(ages.moment_of(text, self.now)) if text else None
+        except (ValueError, OverflowError) as error:
             advice = _("Give a time such as 2026-11-24 12:30, or an age such as %(ages)s.")
             raise forms.ValidationError(advice % {"ages": ages.FORM}) from error
 
@@ -189,7 +190,7 @@ def _place_of(text: str) -> Key | None:
     key = tuple(int(it) for it in found.groups() if it is not None)
     try:
         if len(key) > 1:
-            moment_of(key)
+            behind(key)
     except OverflowError as error:
         raise ValueError(text) from error
     return key

@@ -205,6 +205,11 @@ def test_place_that_is_none_is_refused_in_the_form(admin_client, below):
     assert page.context["found"] is None
 
 
+def test_place_at_the_end_of_the_calendar_is_refused_in_the_form(admin_client):
+    page = admin_client.get(url(since="7d", below="253402300799999999_1"))
+    assert "names no place to go on from" in page.content.decode()
+
+
 def test_place_of_the_other_order_is_refused(admin_client):
     assert admin_client.get(url(below="5", since="7d")).context["found"] is None
     assert admin_client.get(url(below="5")).context["found"] is not None
@@ -239,6 +244,20 @@ def test_what_cannot_be_read_is_said_in_the_form(admin_client, query, text):
     assert page.status_code == 200
     assert text in page.content.decode()
     assert page.context["found"] is None
+
+
+@pytest.mark.parametrize(
+    ("zone", "query"),
+    [
+        ("Asia/Shanghai", {"until": "9999-12-31T23:59Z"}),
+        ("America/New_York", {"since": "0001-01-01T00:00Z"}),
+    ],
+)
+def test_time_that_the_site_has_no_name_for_is_said_in_the_form(
+    admin_client, settings, zone, query
+):
+    settings.TIME_ZONE = zone
+    assert "Give a time such as" in admin_client.get(url(**query)).content.decode()
 
 
 def test_times_without_a_zone_are_the_sites(admin_client, settings):

@@ -114,6 +114,32 @@ def test_times_are_a_half_open_range_in_all_tiers(settings):
     assert found == sorted(found, reverse=True)
 
 
+def test_time_of_a_record_finds_it_whatever_database_wrote_it():
+    with transaction.atomic():
+        record = audit.record(actor="a", action="b", target_type="t", target_id="i")
+    record.refresh_from_db()
+    assert ids(since=record.at) == [record.pk]
+    assert ids(until=record.at) == []
+    assert ids(until=record.at + timedelta(milliseconds=1)) == [record.pk]
+
+
+def test_tables_and_files_tell_upper_and_lower_case_apart():
+    wanted = {"actor": "cli:Ann", "action": "Read", "target_type": "Job", "target_id": "Q"}
+    sealed(days_ago=100, **wanted)
+    spelled = [
+        {"actor": "cli:ann"},
+        {"actor": "cli:Ann "},
+        {"action": "read"},
+        {"target": "job/Q"},
+        {"target": "Job/q"},
+    ]
+    assert [ids(**it) for it in spelled] == [[]] * len(spelled)
+    assert len(ids(actor="cli:Ann", action="Read", target="Job/Q")) == 1
+    ran(ARCHIVE)
+    assert [ids(**it) for it in spelled] == [[]] * len(spelled)
+    assert len(ids(actor="cli:Ann", action="Read", target="Job/Q")) == 1
+
+
 def test_target_may_be_said_with_its_type_or_without():
     archived(target_type="order", target_id="A/1")
     archived(target_type="A", target_id="1")
