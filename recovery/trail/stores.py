@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from django.core.files import File
 from django.core.files.storage import Storage, storages
@@ -84,11 +84,18 @@ class Asking:
     def __init__(self, file: Any, asking: Callable[[], AbstractContextManager[None]]) -> None:
         """Read from ``file``."""
         self._file, self._asking = file, asking
+        self._first = b""
+
+    def begin(self) -> Self:
+        """Read the first byte: a bucket looks for the file no sooner. Raises StoreError."""
+        self._first = self.read(1)
+        return self
 
     def read(self, size: int = -1) -> bytes:
         """Return up to ``size`` bytes; raise StoreError."""
+        first, self._first = self._first, b""
         with self._asking():
-            return bytes(self._file.read(size))
+            return first + bytes(self._file.read(size - len(first) if size > 0 else size))
 
 
 class Hashing:
@@ -160,7 +167,7 @@ class Store:
         with self._asking(name):
             opened = self.storage.open(name, "rb")
         with opened:
-            yield Asking(opened, partial(self._asking, name))  # type: ignore[misc]  # it reads
+            yield Asking(opened, partial(self._asking, name)).begin()  # type: ignore[misc]  # it reads
 
     def hash_of(self, name: str) -> str:
         """Return the SHA-256 of a file."""

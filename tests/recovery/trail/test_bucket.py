@@ -5,9 +5,10 @@ import json
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from storages.backends.s3 import S3Storage
 
 from recovery.models import AuditArchive, Tier
-from recovery.search import Search, find
+from recovery.search import Search, archived_of, find
 from recovery.trail.stores import Store
 from settings.archives import storage_of
 from settings.env import env
@@ -78,6 +79,28 @@ def test_records_move_into_the_bucket_and_are_found_there(endpoint, settings):
     assert [list(Store(it).names()) for it in (Tier.WARM, Tier.COLD)] == [[warm.name], [cold.name]]
     assert [it.pk for it in find(Search(action="job-paused"))] == ids[::-1]
     assert done().findings == []
+
+
+@pytest.mark.usefixtures("bucket")
+def test_file_that_is_put_away_before_its_first_byte_is_read_is_found_where_it_is(
+    settings, monkeypatch
+):
+    ids = sealed(3, days_ago=200)
+    ran(ARCHIVE)
+    settings.AUDIT_WARM_DAYS = 100
+    open_one = S3Storage.open
+
+    def opened(storage, *given):
+        monkeypatch.setattr(S3Storage, "open", open_one)
+        found = open_one(storage, *given)
+        ran(ARCHIVE)
+        return found
+
+    monkeypatch.setattr(S3Storage, "open", opened)
+    wanted = Search(action="job-paused")
+    read = archived_of(wanted)
+    assert [it.pk for it in find(wanted, read)] == ids[::-1]
+    assert (read.troubles, AuditArchive.objects.get().tier) == ([], Tier.COLD)
 
 
 def test_file_of_a_bucket_that_is_gone_is_missed(bucket, endpoint):
