@@ -354,6 +354,9 @@ def put_away(run: Run, troubles: list[Exception]) -> Steps:
 
 def _put_one_away(made: AuditArchive, run: Run) -> Steps:
     warm, cold = Store(Tier.WARM), Store(Tier.COLD)
+    if cold.is_at(warm, made.name):
+        raise StoreError(f"AUDIT_ARCHIVE and AUDIT_COLD are one place: {made.name} would be gone")
+    cold.sweep(made.name.rpartition("/")[0])
     # A database of before the move, brought back, says warm of what is cold alone.
     is_there = made.tier == Tier.COLD or (not warm.has(made.name) and cold.has(made.name))
     if not is_there:

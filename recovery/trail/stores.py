@@ -190,7 +190,7 @@ class Store:
             with tempfile.NamedTemporaryFile("w+b", prefix="audit-") as spool:
                 yield Draft(spool)
             return
-        place.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        _make(place.parent)
         aside = place.with_name(f".{place.name}.{token}{ASIDE}")
         with aside.open("xb") as file:
             draft = Draft(file, aside)
@@ -254,6 +254,14 @@ class Store:
         found = [sorted(filter(wanted.fullmatch, some)) for some in (folders, names)]
         return found[0], found[1]
 
+    def is_at(self, other: "Store", name: str) -> bool:
+        """Tell whether what both call so is one file: a folder may be mounted twice."""
+        place, elsewhere = self.path_of(name), other.path_of(name)
+        if place is None or elsewhere is None:
+            return False
+        with self._asking(name):
+            return place.exists() and elsewhere.exists() and place.samefile(elsewhere)
+
     def sweep(self, folder: str) -> int:
         """Remove what was abandoned aside in a folder; return how many files."""
         place = self.path_of(folder)
@@ -271,11 +279,24 @@ class Store:
 def rename(aside: Path, place: Path) -> None:
     """Put a file in its place for good: also a power cut finds it there."""
     aside.replace(place)
-    folder = os.open(place.parent, os.O_RDONLY)
+    _flush(place.parent)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder for good, with those above it."""
+    missing = [it for it in (folder, *folder.parents) if not it.exists()]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+    for made in missing:
+        _flush(made.parent)
+
+
+def _flush(folder: Path) -> None:
+    """Write to the disk what is in a folder."""
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def _hash_of(file: IO[bytes]) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import re
 from datetime import date, timedelta
@@ -27,7 +28,7 @@ from recovery.models import (
 from recovery.search import Search, archived_of, find
 from recovery.trail import archiving, stores
 from recovery.trail.lines import digest_of, hash_of
-from recovery.trail.stores import Store
+from recovery.trail.stores import ASIDE, Store
 from tests.logs import kept
 from tests.recovery.engine import in_thread
 from tests.recovery.trail.records import (
@@ -327,6 +328,37 @@ def test_damaged_file_is_not_put_away(settings):
     archive.refresh_from_db()
     assert (archive.tier, path_of(archive).exists()) == ("warm", True)
     assert not Store(Tier.COLD).has(archive.name)
+
+
+def test_folder_that_is_mounted_twice_loses_no_file(settings, folders):
+    (folders / "warm").mkdir()
+    (folders / "cold").symlink_to(folders / "warm")
+    settings.AUDIT_WARM_DAYS = 150
+    ids = sealed(2, days_ago=200)
+    outcome = ran(ARCHIVE)
+    assert (outcome.status, "are one place" in outcome.reason) == ("failed", True)
+    assert found() == []
+    assert len(everything(ids)) == 2
+
+
+def test_what_was_abandoned_aside_in_the_cold_tier_is_swept(settings):
+    archived(days_ago=200)
+    place = Store(Tier.COLD).path_of(AuditArchive.objects.get().name)
+    place.parent.mkdir(parents=True)
+    aside = place.with_name(f".{place.name}.0123{ASIDE}")
+    aside.write_bytes(b"half of it")
+    os.utime(aside, (0, 0))
+    settings.AUDIT_WARM_DAYS = 150
+    assert ran(ARCHIVE).status == "ok"
+    assert [it.name for it in place.parent.iterdir()] == [place.name]
+
+
+def test_new_folders_are_flushed_to_the_disk_with_what_is_in_them(monkeypatch, folders):
+    flushed, flush = set(), stores._flush
+    monkeypatch.setattr(stores, "_flush", lambda it: flushed.add(it) or flush(it))
+    archived()
+    month = path_of(AuditArchive.objects.get()).parent
+    assert flushed == {month, month.parent, month.parent.parent, folders}
 
 
 def test_move_that_was_interrupted_is_ended(settings):
