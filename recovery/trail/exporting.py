@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from recovery.models import AuditArchive, AuditRecord, AuditSeal, AuditSealSpan
 from recovery.trail import files
-from recovery.trail.lines import COLUMNS, hash_of, line_of, rows_of
+from recovery.trail.lines import COLUMNS, digest_of, hash_of, line_of, rows_of
 from recovery.trail.reading import opened
 from recovery.trail.verifying import in_order
 
@@ -24,12 +24,13 @@ RECORDS, TABLE, PROOF, CHAIN, SUMS = (
     "chain.jsonl",
     "SHA256SUMS",
 )
+SEALS_AT_ONCE = 500
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """A spreadsheet takes a cell that begins so for a formula (OWASP, CSV injection)."""
 
 
 class NotEmptyError(Exception):
-    """The folder has files in it: export into a new one."""
+    """This is a file, or a folder with files in it: export into a new folder."""
 
 
 @dataclass
@@ -46,8 +47,12 @@ class Exported:
 
 def export(found: Iterable[AuditRecord], folder: Path) -> Exported:
     """Write records into a new or empty folder, then the proof; raise NotEmptyError, OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_used = any(folder.iterdir())
+    except (FileExistsError, NotADirectoryError):
+        is_used = True
+    if is_used:
         raise NotEmptyError(f"{folder}: {NotEmptyError.__doc__}")
     done = Exported(folder=str(folder))
     ids = _write_records(found, folder, done)
@@ -106,22 +111,50 @@ def _seals_of(ids: list[int], done: Exported) -> set[int]:
 
 def _write_proof(seals: set[int], path: Path) -> None:
     """Write each seal with the hashes of all its lines: its digest is the hash of those."""
-    rest = set(seals)
     with _opened(path) as file:
-        for archive in AuditArchive.objects.placed().filter(seals__in=seals).distinct():
-            with opened(archive) as packed:
-                for part in files.sealed(packed):
-                    if part.seal and part.seal.number in rest:
-                        rest.discard(part.seal.number)
-                        seal = AuditSeal.objects.with_spans().get(pk=part.seal.number)
-                        _write_one(file, seal, part.lines)
-        for seal in _by_number(rest):
-            _write_one(file, seal, [line_of(row) for row in rows_of(seal.ranges())])
+        moved = set(_write_from_table(file, _write_from_files(file, seals)))
+        for seal, lines in _in_table(_write_from_files(file, moved)):
+            _write_one(file, seal, lines)
 
 
-def _by_number(seals: set[int]) -> Iterator[AuditSeal]:
+def _write_from_files(file: Any, seals: set[int]) -> set[int]:
+    """Write the seals whose records are in archives; return the others."""
+    rest = set(seals)
+    for archive in _archives_of(seals):
+        with opened(archive) as packed:
+            for part in files.sealed(packed):
+                if part.seal and part.seal.number in rest:
+                    rest.discard(part.seal.number)
+                    seal = AuditSeal.objects.with_spans().get(pk=part.seal.number)
+                    _write_one(file, seal, part.lines)
+    return rest
+
+
+def _archives_of(seals: set[int]) -> Iterator[AuditArchive]:
+    """Yield the archives that have any of the seals, of which there may be very many."""
+    numbers, known = sorted(seals), set()
+    for at in range(0, len(numbers), SEALS_AT_ONCE):
+        some = numbers[at : at + SEALS_AT_ONCE]
+        placed = AuditArchive.objects.placed().filter(seals__in=some)
+        known.update(placed.values_list("pk", flat=True))
+    for pk in sorted(known):
+        yield AuditArchive.objects.defer("terms").get(pk=pk)
+
+
+def _write_from_table(file: Any, seals: set[int]) -> Iterator[int]:
+    """Write the seals whose records are in the table; yield those that have left it meanwhile."""
+    for seal, lines in _in_table(seals):
+        moved = AuditArchive.objects.placed().filter(seals=seal.number)
+        if digest_of(map(hash_of, lines)) != seal.digest and moved.exists():
+            yield seal.number
+        else:
+            _write_one(file, seal, lines)
+
+
+def _in_table(seals: set[int]) -> Iterator[tuple[AuditSeal, list[bytes]]]:
     for number in sorted(seals):
-        yield AuditSeal.objects.defer("marks", "gaps").with_spans().get(pk=number)
+        seal = AuditSeal.objects.defer("marks", "gaps").with_spans().get(pk=number)
+        yield seal, [line_of(row) for row in rows_of(seal.ranges())]
 
 
 def _write_one(file: Any, seal: AuditSeal, lines: Iterable[bytes]) -> None:

@@ -332,6 +332,36 @@ def test_export_has_the_records_and_what_proves_them(settings, tmp_path):
         previous = seal["hash"]
 
 
+@pytest.mark.parametrize("reads", [exporting._archives_of, exporting._in_table])
+def test_records_that_are_archived_while_they_are_exported_are_proved(
+    tmp_path, monkeypatch, reads
+):
+    def late(seals):
+        if reads is exporting._in_table:
+            ran(ARCHIVE)
+            yield from reads(seals)
+            return
+        yield from reads(seals)
+        ran(ARCHIVE)
+
+    sealed(3, days_ago=100)
+    monkeypatch.setattr(exporting, reads.__name__, late)
+    exported(tmp_path / "out", action="job-paused")
+    (text,) = (tmp_path / "out" / "proof.jsonl").read_text().splitlines()
+    listed = "".join(f"{it}\n" for it in json.loads(text)["lines"])
+    assert sha256(listed.encode()).hexdigest() == json.loads(text)["digest"]
+
+
+def test_export_asks_for_some_seals_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "SEALS_AT_ONCE", 2)
+    archived(days_ago=120)
+    archived(days_ago=110)
+    sealed()
+    assert exported(tmp_path / "out", action="job-paused").seals == 3
+    lines = (tmp_path / "out" / "proof.jsonl").read_text().splitlines()
+    assert len({json.loads(it)["seal"] for it in lines}) == len(lines) == 3
+
+
 def test_sums_of_an_export_are_those_that_sha256sum_checks(tmp_path):
     archived(3)
     exported(tmp_path / "out", everything=True)
@@ -355,8 +385,9 @@ def test_export_says_what_is_not_sealed_and_overwrites_nothing(tmp_path):
     sealed()
     (fresh,) = written()
     assert exported(tmp_path / "out", everything=True).unsealed == [fresh]
-    with pytest.raises(exporting.NotEmptyError):
-        exported(tmp_path / "out", everything=True)
+    for used in (tmp_path / "out", tmp_path / "out" / "records.csv"):
+        with pytest.raises(exporting.NotEmptyError):
+            exported(used, everything=True)
 
 
 def test_commands_restore_and_export(tmp_path):
