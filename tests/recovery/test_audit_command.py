@@ -173,6 +173,10 @@ def test_text_alone_is_refused_with_a_way_out():
         (["search", "--run", "7"], "id"),
         (["search", "--limit", "-1"], "0 is all"),
         (["search", "--limit", "many"], "0 is all"),
+        (["verify", "--kept", "7"], "NUMBER:HASH"),
+        (["verify", "--kept", "²:" + "a" * 64], "NUMBER:HASH"),
+        (["verify", "--kept", "7:" + "x" * 64], "NUMBER:HASH"),
+        (["restore", "--away", "--target", "job/x", "--since", "7d"], "--since, --target"),
     ],
 )
 def test_wrong_usage_exits_2_with_one_line(arguments, hint):

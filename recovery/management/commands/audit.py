@@ -1,5 +1,6 @@
 """``audit``: what was changed, by whom and why; sealed, archived, verified, brought back."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
@@ -28,6 +29,8 @@ from recovery.trail.reading import Archived
 SHOWN = 50
 COLUMNS = "{:<19}  {:<26}  {:<36}  {:<42}  {}"
 SEAL, ARCHIVE = "auditSeal", "auditArchive"
+FILTERS = ("since", "until", "actor", "action", "target", "run", "text")
+_KEPT = re.compile(rf"(\d{{1,18}}):([0-9a-f]{{{HEX_LENGTH}}})", re.ASCII).fullmatch
 
 
 class Command(OperatorCommand):
@@ -215,6 +218,8 @@ class Command(OperatorCommand):
         """Bring copies back, or delete them."""
         facts = {"actor": cli_actor(), "reason": options["reason"]}
         if options["away"]:
+            if given := [f"--{name}" for name in FILTERS if options[name]]:
+                raise UsageError(f"--away deletes all copies: leave {', '.join(given)} out")
             self.document = {"deleted": copies.take_away(**facts)}
             self.say(f"{self.document['deleted']} copies deleted")
             return DONE
@@ -245,7 +250,7 @@ class Command(OperatorCommand):
             self.stderr.write(f"the export is not complete: {error}")
             self.document = {"error": str(error)}
             return WRONG
-        self.document = vars(done)
+        self.document = vars(done) | ({"unread": archived.troubles} if archived.troubles else {})
         self.say(f"{done.records} records in {done.folder}, {done.seals} seals prove them")
         if done.unsealed:
             self.say(f"{len(done.unsealed)} of them are in no seal yet: audit seal, and once more")
@@ -338,10 +343,10 @@ def _rule_facts(it: retention.Preview) -> dict[str, Any]:
 def _kept(text: str | None) -> verifying.Kept | None:
     if text is None:
         return None
-    number, _, seal_hash = text.partition(":")
-    if not number.isdigit() or len(seal_hash) != HEX_LENGTH:
+    found = _KEPT(text.strip().lower())
+    if not found:
         raise UsageError(f"--kept {text!r}: give it as audit seal prints it, NUMBER:HASH")
-    return verifying.Kept(int(number), seal_hash)
+    return verifying.Kept(int(found[1]), found[2])
 
 
 def _search(options: Mapping[str, Any]) -> Search:

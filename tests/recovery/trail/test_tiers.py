@@ -207,7 +207,7 @@ def test_rows_that_are_in_the_file_and_still_in_the_table_are_found_once(monkeyp
     assert ids() == expected[::-1]
 
 
-def test_file_that_cannot_be_read_is_told_and_the_others_are_searched():
+def test_file_that_cannot_be_read_is_told_and_the_others_are_searched(tmp_path):
     archived(days_ago=120)
     (good,) = archived(days_ago=100)
     bad = AuditArchive.objects.order_by("day").first()
@@ -222,6 +222,11 @@ def test_file_that_cannot_be_read_is_told_and_the_others_are_searched():
     assert left.value.code == 1
     assert bad.name in errors.getvalue()
     assert json.loads(out.getvalue())["unread"]
+    out = io.StringIO()
+    with pytest.raises(SystemExit) as left:
+        call_command("audit", "export", f"{tmp_path / 'out'}", "--json", stdout=out, stderr=errors)
+    assert left.value.code == 1
+    assert bad.name in json.loads(out.getvalue())["unread"][0]
 
 
 def test_wait_can_be_bounded_and_what_was_not_looked_at_is_told():

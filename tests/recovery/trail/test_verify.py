@@ -334,6 +334,7 @@ def test_seal_command_prints_what_kept_takes():
     status, document = commanded("seal")
     assert (status, document["newest"]["seal"]) == (0, 1)
     assert commanded("verify", "--kept", f"1:{document['newest']['hash']}")[0] == 0
+    assert commanded("verify", "--kept", f"1:{document['newest']['hash'].upper()}")[0] == 0
     assert commanded("verify", "--kept", f"1:{'0' * 64}")[0] == 1
 
 
