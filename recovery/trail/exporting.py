@@ -132,7 +132,8 @@ def _write_from_files(file: Any, seals: set[int]) -> set[int]:
 
 def _archives_of(seals: set[int]) -> Iterator[AuditArchive]:
     """Yield the archives that have any of the seals, of which there may be very many."""
-    numbers, known = sorted(seals), set()
+    numbers = sorted(seals)
+    known: set[int] = set()
     for at in range(0, len(numbers), SEALS_AT_ONCE):
         some = numbers[at : at + SEALS_AT_ONCE]
         placed = AuditArchive.objects.placed().filter(seals__in=some)

@@ -338,9 +338,7 @@ def test_export_has_the_records_and_what_proves_them(settings, tmp_path):
 
 
 @pytest.mark.parametrize("reads", [exporting._archives_of, exporting._in_table])
-def test_records_that_are_archived_while_they_are_exported_are_proved(
-    tmp_path, monkeypatch, reads
-):
+def test_records_that_are_archived_while_they_are_exported_are_proved(tmp_path, monkeypatch, reads):
     def late(seals):
         if reads is exporting._in_table:
             ran(ARCHIVE)
