@@ -48,7 +48,7 @@ audited.register(
 audited.register(
     restoring.TARGET,
     lambda _name: None,  # it has no page
-    actions=(restoring.DATABASE_RESTORED, guards.LOWERED),
+    actions=(restoring.DATABASE_RESTORED, guards.LOWERED, guards.RAISED),
 )
 
 shortcut(Shortcut(4, _("Jobs"), "manufacturing", "recovery_job_changelist", "recovery.view_job"))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 from recovery import audit
 from recovery.models import AuditRecord, RestoredRecord
@@ -31,12 +31,23 @@ class UnreadableError(Exception):
     """A file that may have records could not be read, so nothing was brought back."""
 
 
+class AtOnceError(Exception):
+    """Somebody has just brought some of the same records back: try once more."""
+
+
 def bring_back(search: Search, *, actor: str, reason: str) -> dict[str, int]:
     """Copy the archived records that fit into a table of their own, on the record.
 
     Returns how many were found, and how many of them were not there yet.
-    Raises TooManyError, UnreadableError.
+    Raises TooManyError, UnreadableError, AtOnceError.
     """
+    try:
+        return _brought(search, actor=actor, reason=reason)
+    except IntegrityError as error:
+        raise AtOnceError(AtOnceError.__doc__) from error
+
+
+def _brought(search: Search, *, actor: str, reason: str) -> dict[str, int]:
     with transaction.atomic():
         archived = archived_of(search)
         archived.look()

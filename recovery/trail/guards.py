@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 TABLE = "recovery_auditrecord"
 ASKED = "recovery_auditsealspan"
-LOWERED = "audit-guards-lowered"
+LOWERED, RAISED = "audit-guards-lowered", "audit-guards-raised"
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,35 @@ def lower(*, actor: str, reason: str) -> list[str]:
 
     The record is committed before: MariaDB takes triggers down outside of transactions.
     """
+    standing = [name for name, _body in _standing("default")]
+    _tell(LOWERED, actor, reason, before=standing, after=[])
+    return take_down()
+
+
+def raise_up(*, actor: str, reason: str) -> list[str]:
+    """Make the guards that are missing, on the record; return their names.
+
+    Raises DatabaseError.
+    """
+    before = [name for name, _body in _standing("default")]
+    if made := put_up():
+        _tell(RAISED, actor, reason, before=before, after=[it.name for it in GUARDS])
+    return made
+
+
+def _tell(
+    action: str, actor: str, reason: str, *, before: Sequence[str], after: Sequence[str]
+) -> None:
     with transaction.atomic():
         audit.record(
             actor=actor,
-            action=LOWERED,
+            action=action,
             target_type="database",
             target_id="default",
             reason=reason,
-            before={"guards": [name for name, _body in _standing("default")]},
-            after={"guards": []},
+            before={"guards": before},
+            after={"guards": after},
         )
-    return take_down()
 
 
 def missing(using: str = "default") -> list[str]:

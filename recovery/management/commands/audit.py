@@ -68,10 +68,12 @@ class Command(OperatorCommand):
         doing.add_parser("seal", help="seal now, and print the newest seal to keep it elsewhere")
         guard = doing.add_parser("guard", help="the database's triggers that keep audit records")
         how = guard.add_mutually_exclusive_group()
-        how.add_argument("--up", action="store_true", help="make those that are missing")
+        how.add_argument(
+            "--up", action="store_true", help="make those that are missing; it is recorded"
+        )
         how.add_argument("--down", action="store_true", help="remove them; it is recorded")
         how.add_argument("--sql", action="store_true", help="print them, for an administrator")
-        guard.add_argument("--reason", default="", help="why they are removed")
+        guard.add_argument("--reason", default="", help="why; it is kept with the record")
 
     def run(self, **options: Any) -> int:
         """Do what was asked for."""
@@ -228,7 +230,7 @@ class Command(OperatorCommand):
             raise UsageError("say which: --since, --until, --target … or --all")
         try:
             self.document = copies.bring_back(wanted, **facts)
-        except (copies.TooManyError, copies.UnreadableError) as error:
+        except (copies.TooManyError, copies.UnreadableError, copies.AtOnceError) as error:
             self.stderr.write(str(error))
             self.document = {"error": str(error)}
             return WRONG
@@ -281,7 +283,7 @@ class Command(OperatorCommand):
             if options["down"]:
                 guards.lower(actor=cli_actor(), reason=options["reason"])
             elif options["up"]:
-                guards.put_up()
+                guards.raise_up(actor=cli_actor(), reason=options["reason"])
         except DatabaseError as error:
             self.stderr.write(f"the database refused: {error}; see audit guard --sql")
             self.document = {"error": str(error)}

@@ -146,6 +146,16 @@ def test_they_are_taken_down_by_command_with_a_reason_and_on_the_record():
     assert len(guards.missing()) == 2
 
 
+def test_they_are_put_up_by_command_on_the_record_where_they_were_missing():
+    for _twice in range(2):
+        call_command("audit", "guard", "--up", "--reason", "copied", stdout=io.StringIO())
+    record = AuditRecord.objects.get(action="audit-guards-raised")
+    assert (record.reason, record.before) == ("copied", {"guards": []})
+    assert len(record.after["guards"]) == 2
+    assert record.actor.startswith("cli:")
+    guards.take_down()
+
+
 def test_printed_sql_makes_them_by_the_servers_own_client(manage):
     printed = manage("audit", "guard", "--sql", "--json").json()["sql"]
     with connection.cursor() as cursor:

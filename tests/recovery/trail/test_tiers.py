@@ -306,6 +306,18 @@ def test_copies_are_stored_in_statements_that_the_server_takes():
     assert max(len(it["sql"]) for it in made) < 2 * copies.BYTES_AT_ONCE
 
 
+def test_two_that_bring_the_same_back_at_once_are_told(monkeypatch):
+    archived(2, days_ago=120)
+    brought(everything=True)
+    rows = type(RestoredRecord.objects.all())
+    # What the other one stores is not committed when it is looked for.
+    monkeypatch.setattr(rows, "values_list", lambda self, *_names, **_more: self.none())
+    errors = io.StringIO()
+    with pytest.raises(SystemExit) as left:
+        call_command("audit", "restore", "--all", stdout=io.StringIO(), stderr=errors)
+    assert (left.value.code, "try once more" in errors.getvalue()) == (1, True)
+
+
 def exported(folder, **more):
     """Export what a search finds."""
     return exporting.export(find(Search(**more)), folder)
