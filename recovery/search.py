@@ -4,7 +4,7 @@ import heapq
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -76,21 +76,22 @@ def find(search: Search, archived: Archived | None = None) -> Iterator[AuditReco
     if search.text and not (search.narrows() or search.everything):
         raise UnboundedError(UnboundedError.__doc__)
     archived = archived or archived_of(search)
-    fits = partial(_fits, replace(search, text=""))
-    found = filter(fits, _merged(search, archived.look))
-    hot = _with_text(found, search, archived) if search.text else found
+    hot = _fitting(_merged(search, archived.look), search, archived)
     return _with_archived(hot, archived)
 
 
-def _with_text(
+def _fitting(
     found: Iterator[AuditRecord], search: Search, archived: Archived
 ) -> Iterator[AuditRecord]:
-    """Yield the records that hold the text, as long as there is time."""
+    """Yield the records that fit, as long as there is time to look for them."""
     for record in found:
-        if holds(record, search.text, search.shown):
+        key = archived.key(record)
+        if search.below and key >= search.below:
+            continue  # it was shown, and to stop here would be no step on
+        if _fits(search, record):
             yield record
-        if time.monotonic() > archived.until_s:
-            archived.stopped = archived.key(record)
+        elif time.monotonic() > archived.until_s:
+            archived.stopped = key
             return
 
 

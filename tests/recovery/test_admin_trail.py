@@ -328,6 +328,14 @@ def test_wherever_the_time_ends_nothing_is_lost(monkeypatch, looks, by):
     assert found == ids[::-1]
 
 
+def test_time_bounds_the_search_for_what_the_database_takes_for_the_same(monkeypatch):
+    written(3)
+    rows = AuditRecord.objects.order_by("-id")
+    monkeypatch.setattr(search, "_merged", lambda *_given: iter(rows))
+    one = leaf(Search(actor="cli:Ann"), 4, until_s=0)
+    assert (one.records, one.is_late, one.below) == ([], True, (rows[0].pk,))
+
+
 def test_time_bounds_the_search_for_a_text_in_the_table(admin_client, monkeypatch):
     written(3, reason="hay")
     monkeypatch.setattr(trail, "WAIT_S", -1)
