@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Self
 
 from django.db import models
@@ -250,6 +251,10 @@ class AccountQuerySet(models.QuerySet["Account"]):
     def reopen(self) -> int:
         """Open closed accounts again."""
         return self.exclude(closed_at=None).update(closed_at=None)
+
+    def correct(self, balance: Decimal) -> int:
+        """Store the balance that the postings add up to."""
+        return self.update(balance=balance)
 
 
 class Account(models.Model):

@@ -1,4 +1,4 @@
-"""Audit records of split orders: what they show of an order, and under which actions."""
+"""Audit records of split orders and lots: what they show of an order, and under which actions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ RELEASED = "split-order-released"
 RETRIED = "split-order-retried"
 CANCELLED = "split-order-cancelled"
 REVERSED = "split-order-reversed"
+LOT_TARGET = "lot"
+LOT_CORRECTED = "lot-corrected"
 AUDITED = (RECOVERED, FAILED, RETRY_LIMIT, QUARANTINED, RELEASED, RETRIED, CANCELLED, REVERSED)
 
 

@@ -31,7 +31,9 @@ def find(name: str) -> Account | None:
     return Account.objects.filter(**named.groupdict()).first() if named else None
 
 
-audited.register(accounts.TARGET, find, actions=(accounts.CLOSED, accounts.REOPENED))
+audited.register(
+    accounts.TARGET, find, actions=(accounts.CLOSED, accounts.REOPENED, accounts.CORRECTED)
+)
 
 CLOSE = Operation(
     name="close",

@@ -12,10 +12,12 @@ from django.utils.translation import gettext_lazy as _
 from ledger.admin import origins
 from ledger.models import OutboxEntry
 from ledger.outbox import quantity_text
+from recovery.admin import audited
 from recovery.admin.lists import ChoiceFilter
 from recovery.admin.rows import ReadOnlyAdmin, column
 from recovery.admin.search import matching
 from recovery.admin.tables import NOTHING, Table, link, list_of, moment_of, state
+from splits.audit import LOT_CORRECTED, LOT_TARGET
 from splits.models import Lot, LotStatus, SplitOrder
 
 SHOWN_ORDERS = 50
@@ -28,6 +30,9 @@ def lot_of(event_key: str) -> Lot | None:
 
 
 origins.register("lot", lot_of)
+audited.register(
+    LOT_TARGET, lambda code: Lot.objects.filter(code=code).first(), actions=(LOT_CORRECTED,)
+)
 
 
 class LotStatusFilter(ChoiceFilter):

@@ -54,6 +54,10 @@ class LotQuerySet(models.QuerySet["Lot"]):
         """Cancel available lots; return how many."""
         return self.available().update(status=LotStatus.CANCELLED)
 
+    def correct(self, before: LotStatus, after: LotStatus) -> int:
+        """Give lots the status that they should have had; return how many."""
+        return self.filter(status=before).update(status=after)
+
     def rename(self, code: str) -> int:
         """Give a cancelled lot another code, so that its own is free again."""
         return self.filter(status=LotStatus.CANCELLED).update(code=code)

@@ -1,5 +1,6 @@
 """What reconcile found, and the repair it proposes."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -72,6 +73,11 @@ class Report:
         """Count what was checked."""
         self.checked[what] += number
         self.on_checked(number)
+
+
+def repair_of(kind: str, target: str) -> str:
+    """Return the command that repairs what was found, on the record."""
+    return f'manage.py reconcile --repair {kind} {shlex.quote(target)} --reason "…"'
 
 
 def add_changes(changes: Changes, more: Changes) -> None:

@@ -13,12 +13,14 @@ from splits.reconcile.findings import (
     Report,
     add_changes,
     changes_text,
+    repair_of,
     same_changes,
 )
 from splits.reconcile.reading import Moved, changes_of, moved_by, windows
 
 STOCK = "stock:"
-ORDER_PREFIX, LOT_PREFIX = "split-order:", "lot:"
+ORDER_PREFIX, LOT_PREFIX, ACCOUNT_PREFIX = "split-order:", "lot:", "account:"
+BALANCE_DIFFERS = "balance_differs_from_postings"
 FINALIZED_SUFFIX, REVERSED_SUFFIX, RECEIVED_SUFFIX = ":finalized", ":reversed", ":received"
 PUBLISHED_STEPS = (StepName.POST_LEDGER, StepName.NOTIFY)
 ZERO = Decimal(0)
@@ -224,26 +226,21 @@ def check_accounts(
         for pk, code, unit, balance in rows:
             total = posted.pop(pk, ZERO)
             if balance != total:
-                _find_balance(report, pk, (code, unit), balance=balance, total=total)
+                _find_balance(report, (code, unit), balance=balance, total=total)
             _check_stock(report, (code, unit), total, under_way, available)
         report.count("accounts", len(rows))
     for key in {*under_way, *available}:
         _check_stock(report, key, ZERO, under_way, available)
 
 
-def _find_balance(
-    report: Report, pk: int, key: AccountKey, *, balance: Decimal, total: Decimal
-) -> None:
+def _find_balance(report: Report, key: AccountKey, *, balance: Decimal, total: Decimal) -> None:
+    target = f"{ACCOUNT_PREFIX}{key[0]} [{key[1]}]"
     report.find(
-        "balance_differs_from_postings",
-        f"account:{key[0]} [{key[1]}]",
+        BALANCE_DIFFERS,
+        target,
         expected=quantity_text(total),
         found=quantity_text(balance),
-        repair=(
-            "manage.py jobs pause processLedgerOutbox;"  # noqa: S608 - for an operator to read
-            " UPDATE ledger_account SET balance ="
-            f" {quantity_text(total)} WHERE id = {pk}; manage.py jobs resume processLedgerOutbox"
-        ),
+        repair=repair_of(BALANCE_DIFFERS, target),
     )
 
 

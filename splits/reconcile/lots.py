@@ -19,12 +19,14 @@ from splits.reconcile.findings import (
     Report,
     add_changes,
     changes_text,
+    repair_of,
     same_changes,
 )
 from splits.reconcile.ledger import LOT_PREFIX, RECEIVED_SUFFIX, STOCK, ZERO
 from splits.reconcile.reading import traces, windows
 
 RECEIPTS = "external:receipts"
+CONSUMED_BY_NOBODY = "lot_consumed_without_order"
 CONSUMED_STEPS = tuple(StepName)[1:]
 
 
@@ -79,17 +81,22 @@ def _check_receipts(report: Report, under_way: Changes, roots: Collection[dict[s
 
 def _check_consumed(report: Report, consumed: Collection[dict[str, Any]]) -> None:
     """Find consumed lots that no living order has consumed."""
-    ids = [row["pk"] for row in consumed]
+    used = consumed_by_orders([row["pk"] for row in consumed])
+    for row in consumed:
+        if row["pk"] not in used:
+            target = f"{LOT_PREFIX}{row['code']}"
+            report.find(
+                CONSUMED_BY_NOBODY,
+                target,
+                expected="available, or a live order whose consume_source step is done",
+                found="consumed by no order",
+                repair=repair_of(CONSUMED_BY_NOBODY, target),
+            )
+
+
+def consumed_by_orders(ids: Collection[int]) -> set[int]:
+    """Return those of the lots that a living order has consumed."""
     users = SplitOrder.objects.filter(live_lot__in=ids)
     stepped = FinalizeStep.objects.filter(order__in=users, name__in=CONSUMED_STEPS)
     final = Q(status=OrderStatus.FINALIZED) | Q(pk__in=stepped.values("order_id"))
-    used = set(users.filter(final).values_list("live_lot_id", flat=True))
-    for row in consumed:
-        if row["pk"] not in used:
-            report.find(
-                "lot_consumed_without_order",
-                f"lot:{row['code']}",
-                expected="available, or a live order whose consume_source step is done",
-                found="consumed by no order",
-                repair=f"UPDATE splits_lot SET status = 'available' WHERE id = {row['pk']}",  # noqa: S608
-            )
+    return {pk for pk in users.filter(final).values_list("live_lot_id", flat=True) if pk}

@@ -20,14 +20,17 @@ from splits.reconcile.findings import (
     Report,
     add_changes,
     changes_text,
+    repair_of,
     same_changes,
 )
+from splits.reconcile.ledger import ORDER_PREFIX
 from splits.reconcile.reading import Trace, traces, windows
 from splits.steps import child_code
 
 ORDERS_AT_ONCE = 250
 STEPS = tuple(StepName)
 SHOWN = 3
+NOT_CONSUMED = "source_lot_not_consumed"
 
 
 class Piece(NamedTuple):
@@ -51,7 +54,7 @@ class Facts:
     @property
     def target(self) -> str:
         """Return what findings call the order."""
-        return f"split-order:{self.order.number}"
+        return f"{ORDER_PREFIX}{self.order.number}"
 
     @property
     def is_final(self) -> bool:
@@ -66,6 +69,11 @@ class Facts:
     def reached(self, step: StepName) -> bool:
         """Tell whether ``step`` must have been done: it or a later one is recorded, or all are."""
         return self.is_final or any(name in self.steps for name in STEPS[STEPS.index(step) :])
+
+    @property
+    def has_consumed(self) -> bool:
+        """Tell whether the order's source lot has to be consumed."""
+        return self.reached(StepName.CONSUME_SOURCE) and not self.is_reversed
 
     def expected_pieces(self) -> list[Piece]:
         """Return the child lots that the lines ask for."""
@@ -102,7 +110,7 @@ def check_orders(report: Report, under_way: Changes) -> None:
     for window in windows(SplitOrder, ORDERS_AT_ONCE):
         orders = list(SplitOrder.objects.filter(window).select_related("source_lot").order_by("pk"))
         known = traces(_keys(orders))
-        for facts in _facts(orders).values():
+        for facts in facts_of(orders).values():
             _check_steps(report, facts)
             _check_source(report, facts)
             _check_outputs(report, facts)
@@ -116,7 +124,8 @@ def _keys(orders: Collection[SplitOrder]) -> list[str]:
     return [key for order in orders for key in (order.event_key, order.reversal_key)]
 
 
-def _facts(orders: Collection[SplitOrder]) -> dict[int, Facts]:
+def facts_of(orders: Collection[SplitOrder]) -> dict[int, Facts]:
+    """Return all there is of orders read with their source lots, by id."""
     facts = {order.pk: Facts(order) for order in orders}
     steps = FinalizeStep.objects.filter(order__in=facts).order_by()
     for order_id, name in steps.values_list("order_id", "name"):
@@ -148,15 +157,17 @@ def _check_steps(report: Report, facts: Facts) -> None:
 
 def _check_source(report: Report, facts: Facts) -> None:
     source = facts.order.source_lot
-    consumed = facts.reached(StepName.CONSUME_SOURCE) and not facts.is_reversed
-    if consumed and source.status != LotStatus.CONSUMED:
-        report.find(
-            "source_lot_not_consumed",
-            facts.target,
-            expected=f"lot {source.code} consumed",
-            found=source.status,
-            repair=f"UPDATE splits_lot SET status = 'consumed' WHERE id = {source.pk}",  # noqa: S608
-        )
+    if not facts.has_consumed or source.status == LotStatus.CONSUMED:
+        return
+    cancelled = "find what cancelled the lot by hand; correct it, or reverse the order"
+    is_free = source.status == LotStatus.AVAILABLE
+    report.find(
+        NOT_CONSUMED,
+        facts.target,
+        expected=f"lot {source.code} consumed",
+        found=source.status,
+        repair=repair_of(NOT_CONSUMED, facts.target) if is_free else cancelled,
+    )
 
 
 def _check_outputs(report: Report, facts: Facts) -> None:

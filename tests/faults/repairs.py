@@ -228,6 +228,13 @@ def _moves() -> Iterator[Repair]:
         ("child lots are cancelled", "available", "cancelled", "outputs"),
     ):
         yield Repair(name, LOT, frm, to, stages.reversing(which), [undone], status_word)
+    corrected = by_hand(of_orders.LOT_CORRECTED, "finding", "order")
+    corrected = replace(corrected, actor=cli_actor())
+    for name, frm, to, stage in (
+        ("a lot is freed that no order consumed", "consumed", "available", stages.freeing),
+        ("a lot is consumed that an order had", "available", "consumed", stages.consuming),
+    ):
+        yield Repair(name, LOT, frm, to, stage, [corrected], status_word)
     yield Repair(
         "epochs are raised", ORDER, "unfinished", "unfinished, epoch raised", stages.after_restore,
         [by_hand(restoring.DATABASE_RESTORED, "raised_to", "orders", "from_id", "to_id")],
@@ -267,6 +274,12 @@ def _entries() -> Iterator[Repair]:
     ):
         record = by_hand(action, "code", "unit", "balance")
         yield Repair(name, ACCOUNT, frm, to, stages.account(verb), [record], account_word)
+
+    corrected = by_hand(accounts.CORRECTED, "code", "unit", "postings")
+    yield Repair(
+        "a balance is corrected", ACCOUNT, "any", "any, the sum of its postings", stages.correcting,
+        [replace(corrected, actor=cli_actor())], always("any"),
+    )  # fmt: skip
 
 
 def _plans() -> Iterator[Repair]:

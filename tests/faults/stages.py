@@ -21,8 +21,8 @@ from recovery.runner import run_job
 from splits import restoring as restoring_orders
 from splits.audit import Author
 from splits.lifecycle import FINALIZE_JOB
-from splits.models import OrderStatus, SplitOrder
-from tests.factories import SplitOrderFactory, hang
+from splits.models import Lot, LotStatus, OrderStatus, SplitOrder
+from tests.factories import LotFactory, SplitOrderFactory, hang
 from tests.ledger.entries import into, make_due, put
 from tests.recovery.trail.records import ARCHIVE, archived, sealed
 
@@ -174,6 +174,23 @@ def reversing(which: str) -> Callable[[Any], Staged]:
         return Staged(carry, f"SELECT status FROM splits_lot WHERE id = {lot}", order.number)
 
     return stage
+
+
+def freeing(_settings: Any) -> Staged:
+    lot = LotFactory(status=LotStatus.CONSUMED)
+    return _reconciled(lot, "lot_consumed_without_order", f"lot:{lot.code}")
+
+
+def consuming(_settings: Any) -> Staged:
+    order = SplitOrderFactory(at=OrderStatus.FINALIZED)
+    assert Lot.objects.filter(pk=order.source_lot_id).restore()
+    return _reconciled(order.source_lot, "source_lot_not_consumed", f"split-order:{order.number}")
+
+
+def _reconciled(lot: Lot, *finding: str) -> Staged:
+    look = f"SELECT status FROM splits_lot WHERE id = {lot.pk}"
+    command = ("reconcile", "--repair", *finding, "--reason", WHY)
+    return commanded(*command, look=look, target=lot.code)
 
 
 def hanging_at_its_last_planned(settings: Any) -> Staged:
@@ -350,6 +367,15 @@ def account(verb: str) -> Callable[[Any], Staged]:
         )
 
     return stage
+
+
+def correcting(_settings: Any) -> Staged:
+    Account.objects.create(code="stock:ELM", unit="m2", balance=5)
+    finding = ("balance_differs_from_postings", "account:stock:ELM [m2]")
+    return commanded(
+        "reconcile", "--repair", *finding, "--reason", WHY,
+        look="SELECT balance FROM ledger_account WHERE code = 'stock:ELM'", target="stock:ELM [m2]",
+    )  # fmt: skip
 
 
 def job(verb: str) -> Callable[[Any], Staged]:

@@ -52,7 +52,7 @@ STATES = {
     ITEM: ItemStatus,
     WORK: RunStatus,
 }
-NAMES = r"(split-order|outbox-entry|account|plan|job|database|retention)-[a-z-]+|audit-archived"
+NAMES = r"(split-order|lot|outbox-entry|account|plan|job|database|retention)-[a-z-]+|audit-archived"
 EACH = [pytest.param(repair, id=repair.name) for repair in REPAIRS]
 EACH_RECORD = [
     pytest.param(repair, record.action, id=f"{repair.name}: {record.action}")

@@ -111,6 +111,8 @@ TABLE = (
         LOT, "available", "cancelled, its receipt reversed", (PERSON,), (f"{_lots}.cancel",),
         why_not="a drill's own boards: drill-started and drill-finished have its name",
     ),
+    Row(LOT, "consumed", "available", (PERSON,), (f"{_lots}.correct",), (of_orders.LOT_CORRECTED,)),
+    Row(LOT, "available", "consumed", (PERSON,), (f"{_lots}.correct",), (of_orders.LOT_CORRECTED,)),
     # --- outbox entries ---
     Row(
         ENTRY, "(none)", "pending", EITHER, ("ledger.outbox", "ledger.outbox.publish_all"),
@@ -142,6 +144,10 @@ TABLE = (
     Row(ACCOUNT, "(none)", "open", (JOB,), ("ledger.rows.make_accounts",), why_not=NORMAL),
     Row(ACCOUNT, "open", "closed", (PERSON,), (f"{_accounts}.close",), (accounts.CLOSED,)),
     Row(ACCOUNT, "closed", "open", (PERSON,), (f"{_accounts}.reopen",), (accounts.REOPENED,)),
+    Row(
+        ACCOUNT, "any", "any, the sum of its postings", (PERSON,), (f"{_accounts}.correct",),
+        (accounts.CORRECTED,),
+    ),
     # --- plans ---
     Row(PLAN, "(none)", "planned", (PERSON,), ("recovery.plans._create",), (plans.CREATED,)),
     Row(PLAN, "planned", "running", (PERSON,), (f"{_plans}.start",), (plans.STARTED,)),
@@ -260,8 +266,6 @@ NO_STATE = {
     "splits.models.progress.SightingQuerySet.note_holder": "who was seen to hold it",
     f"{_orders}.progress": "a finalizer's sign of life",
     "splits.notify._count_failure": "the breaker's row",
-    "splits.reconcile.lots._check_consumed": "proposes a statement and executes none",
-    "splits.reconcile.orders._check_source": "proposes a statement and executes none",
     "splits.selfcheck._order": "rolled back",
 }
 """What writes rows and changes the state of none: what it is instead."""
@@ -269,6 +273,7 @@ NO_STATE = {
 CALLERS = {
     ("ledger.accounts._change", "close"),
     ("ledger.accounts._change", "reopen"),
+    ("ledger.accounts.correct", "correct"),
     ("ledger.actions.Discard._change", "discard"),
     ("ledger.actions.Edit._change", "edit"),
     ("ledger.actions.Redrive.put_back", "put_back"),
@@ -302,6 +307,7 @@ CALLERS = {
     ("splits.lifecycle.release.apply", "release"),
     ("splits.lifecycle.retry.apply", "retry"),
     ("splits.notify._close_breaker", "close"),  # of the breaker
+    ("splits.reconcile.repairs._correct", "correct"),
     ("splits.restoring._raise.attempt", "fence_off"),
     ("splits.stuck._reset", "reset"),
 }
@@ -317,6 +323,7 @@ NO_ROWS = {
 
 RECORDERS = {
     "ledger.accounts._change",
+    "ledger.accounts.correct",
     "ledger.actions._record",
     "ledger.rows._record_death",
     "recovery.admin.recorded.OnTheRecord._record",  # users and groups: tests/recovery/test_people
@@ -330,12 +337,13 @@ RECORDERS = {
     "recovery.trail.archiving._mark_written.attempt",
     "recovery.trail.archiving._note_cold",
     "recovery.trail.copies._tell",  # tests/recovery/trail/test_tiers
-    "recovery.trail.guards.lower",  # tests/recovery/trail/test_guards
+    "recovery.trail.guards._tell",  # tests/recovery/trail/test_guards
     "recovery.selfcheck.trails._probe",  # changes nothing
     "splits.audit.record",
     "splits.drills.performance._record",  # changes nothing
     "splits.finalize._audit_failure",
     "splits.lifecycle._move",
+    "splits.reconcile.repairs._correct",
     "splits.restoring._record",
     "splits.stuck._record",
 }
@@ -344,6 +352,8 @@ RECORDERS = {
 NO_CHANGE = {
     plans.PREVIEWED: "somebody looked",
     "split-order-finalized": "no record: the type of an event of the ledger",
+    "lot-received": "no record: the type of an event of the ledger",
+    "lot-withdrawn": "no record: the type of an event of the ledger",
 }
 
 

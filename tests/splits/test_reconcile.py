@@ -2,6 +2,8 @@
 
 import io
 import json
+import shlex
+import threading
 import time
 from decimal import Decimal
 
@@ -11,7 +13,9 @@ from django.db import connection, transaction
 
 from ledger import outbox
 from ledger.models import Account, EntryStatus, OutboxEntry, Posting, Transaction
-from recovery.models import Job
+from recovery.audit import cli_actor
+from recovery.commands import UsageError
+from recovery.models import AuditRecord, Job
 from recovery.runner import run_job
 from splits import lifecycle
 from splits.finalize import finalize
@@ -474,23 +478,123 @@ def test_command_exits_0_where_all_agrees(posted):
     assert document["checked"]["orders"] == 2
 
 
-def test_command_exits_1_and_proposes_a_repair_that_works(posted):
-    sql("UPDATE ledger_account SET balance = 3 WHERE code = 'stock:OAK-S'")
-    status, out = run("--json")
-    (finding,) = json.loads(out)["findings"]
-    assert status == 1
-    assert (finding["expected"], finding["found"]) == ("20", "3")
+BROKEN = {
+    "balance_differs_from_postings": "ledger_account SET balance = 3 WHERE code = 'stock:OAK-S'",
+    "source_lot_not_consumed": "splits_lot SET status = 'available' WHERE code = 'B-SO-1'",
+    "lot_consumed_without_order": "splits_lot SET status = 'consumed' WHERE code = 'B-SO-1-001'",
+}
+
+
+def proposed(kind, why="INC-7: a script"):
+    """Return the arguments of the command that is proposed for a finding of this kind."""
+    (finding,) = [it for it in json.loads(run("--json")[1])["findings"] if it["kind"] == kind]
     assert set(finding) == {"kind", "target", "expected", "found", "repair"}
-    sql(finding["repair"].split("; ")[1])
+    manage_py, command, *arguments, reason = shlex.split(finding["repair"])
+    assert (manage_py, command, reason) == ("manage.py", "reconcile", "…")
+    return [*arguments, why]
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_repair_that_is_proposed_works_once_and_is_on_the_record(posted, kind):
+    sql(f"UPDATE {BROKEN[kind]}")
+    assert run()[0] == 1
+    command = proposed(kind)
+    assert run(*command) == (0, f"repaired: {kind} {command[2]}\n")
     assert run()[0] == 0
+    record = AuditRecord.objects.latest("id")
+    assert (record.actor, record.reason) == (cli_actor(), "INC-7: a script")
+    assert record.before != record.after
+    assert command[2].endswith(record.target_id) or record.evidence["order"] == "SO-1"
+    status, out = run(*command)
+    assert (status, "nothing was changed" in out) == (1, True)
+    assert json.loads(run(*command, "--json")[1])["repaired"] is False
+    assert AuditRecord.objects.latest("id") == record
+
+
+def test_balance_without_postings_is_corrected_to_zero(posted):
+    Account.objects.create(code="stock:NEW", unit="m2", balance=5)
+    run(*proposed("balance_differs_from_postings"))
+    assert (Account.objects.get(code="stock:NEW").balance, run()[0]) == (0, 0)
+
+
+def test_repair_waits_for_nothing_that_is_not_so(posted):
+    for kind, target in (
+        ("lot_consumed_without_order", "lot:B-SO-1"),
+        ("lot_consumed_without_order", "lot:nowhere"),
+        ("source_lot_not_consumed", "split-order:SO-1"),
+        ("source_lot_not_consumed", "split-order:nowhere"),
+        ("balance_differs_from_postings", "account:stock:OAK-S [m2]"),
+        ("balance_differs_from_postings", "account:nowhere [m2]"),
+    ):
+        assert run("--repair", kind, target, "--reason", "why")[0] == 1, target
+
+
+def test_source_lot_that_was_cancelled_is_not_consumed_again(posted):
+    sql("UPDATE splits_lot SET status = 'cancelled' WHERE code = 'B-SO-1'")
+    findings = json.loads(run("--json")[1])["findings"]
+    (finding,) = [it for it in findings if it["kind"] == "source_lot_not_consumed"]
+    assert "by hand" in finding["repair"]
+    asked = ("--repair", "source_lot_not_consumed", "split-order:SO-1", "--reason", "why")
+    assert run(*asked)[0] == 1
+
+
+def test_source_lot_of_an_order_that_has_not_come_to_it_stays_available(posted):
+    SplitOrderFactory(number="SO-9", at=OrderStatus.READY)
+    asked = ("--repair", "source_lot_not_consumed", "split-order:SO-9", "--reason", "why")
+    assert run(*asked)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--repair", "lot_without_receipt", "lot:X", "--reason", "w"], "repaired by hand"),
+        (["--repair", "lot_consumed_without_order", "SO-1", "--reason", "w"], "about lot:"),
+        (
+            ["--repair", "balance_differs_from_postings", "account:x", "--reason", "w"],
+            r"account:CODE \[UNIT\]",
+        ),
+        (["--repair", "lot_consumed_without_order", "lot:X"], "needs --reason"),
+        (["--repair", "lot_consumed_without_order", "lot:X", "--reason", " "], "needs --reason"),
+        (["--reason", "w"], "goes with --repair"),
+    ],
+)
+def test_repair_that_is_asked_for_wrongly_says_how(arguments, words):
+    with pytest.raises(UsageError, match=words):
+        call_command("reconcile", *arguments)
+    assert not AuditRecord.objects.exists()
+
+
+@pytest.mark.mariadb
+def test_correction_waits_for_a_batch_that_posts_and_counts_what_it_posted(
+    posted, second_connection
+):
+    sql(f"UPDATE {BROKEN['balance_differs_from_postings']}")
+    second_connection.set_autocommit(False)
+    with second_connection.cursor() as cursor:
+        cursor.execute("UPDATE ledger_account SET balance = balance + 5 WHERE code = 'stock:OAK-S'")
+        cursor.execute(
+            "INSERT INTO ledger_transaction (id, event_key, event_type, content_hash)"
+            " VALUES (999, 'meanwhile', 'by-hand', 'x')"
+        )
+        cursor.execute(
+            "INSERT INTO ledger_posting (transaction_id, line, account_id, quantity)"
+            " SELECT 999, 1, id, 5 FROM ledger_account WHERE code = 'stock:OAK-S'"
+        )
+    correcting = threading.Thread(target=run, args=proposed("balance_differs_from_postings"))
+    correcting.start()
+    correcting.join(1)
+    assert correcting.is_alive()
+    second_connection.commit()
+    correcting.join(60)
+    assert Account.objects.get(code="stock:OAK-S").balance == 25
 
 
 def test_command_prints_findings_as_text(posted):
-    sql("UPDATE splits_lot SET status = 'available' WHERE code = 'B-SO-1'")
+    sql(f"UPDATE {BROKEN['source_lot_not_consumed']}")
     status, out = run()
     assert status == 1
     assert "source_lot_not_consumed  split-order:SO-1" in out
-    assert "repair   UPDATE splits_lot" in out
+    assert "repair   manage.py reconcile --repair source_lot_not_consumed split-order:SO-1" in out
     assert "2 findings" in out
 
 

@@ -4,11 +4,15 @@ import sys
 from functools import partial
 from typing import Any
 
+from django.core.management.base import CommandParser
 from tqdm import tqdm
 
-from recovery.commands import DONE, WRONG, OperatorCommand
+from recovery.audit import cli_actor
+from recovery.commands import DONE, WRONG, OperatorCommand, UsageError
 from recovery.spool import Spool
+from splits.audit import Author
 from splits.reconcile import Finding, Report, reconcile
+from splits.reconcile.repairs import REPAIRS, NotFoundError, WrongTargetError, repair
 
 
 class Command(OperatorCommand):
@@ -16,8 +20,43 @@ class Command(OperatorCommand):
 
     help = "Compare split orders, outbox, ledger, balances and lots; say what disagrees."
 
-    def run(self, **_options: Any) -> int:
-        """Check everything; 1: something disagrees."""
+    def add_options(self, parser: CommandParser) -> None:
+        """Take what to repair, and why."""
+        parser.add_argument(
+            "--repair",
+            nargs=2,
+            metavar=("FINDING", "TARGET"),
+            help=f"repair one finding, on the record: {', '.join(REPAIRS)}",
+        )
+        parser.add_argument("--reason", default="", metavar="TEXT", help="why it is repaired so")
+
+    def run(self, **options: Any) -> int:
+        """Check everything; 1: something disagrees. Or repair one finding; 1: it is not so."""
+        if options["repair"]:
+            return self.repair(*options["repair"], reason=options["reason"].strip())
+        if options["reason"]:
+            raise UsageError("--reason goes with --repair")
+        return self.compare()
+
+    def repair(self, kind: str, target: str, *, reason: str) -> int:
+        """Repair one finding."""
+        if not reason:
+            raise UsageError("--repair needs --reason: it is kept with the record")
+        self.document = {"finding": kind, "target": target, "repaired": False}
+        try:
+            repair(kind, target, author=Author(cli_actor(), reason))
+        except WrongTargetError as error:
+            raise UsageError(str(error)) from error
+        except NotFoundError as error:
+            self.document["why"] = str(error)
+            self.say(str(error))
+            return WRONG
+        self.document["repaired"] = True
+        self.say(f"repaired: {kind} {target}")
+        return DONE
+
+    def compare(self) -> int:
+        """Check everything."""
         with (
             Spool() as spool,
             tqdm(unit=" rows", file=sys.stderr, disable=not sys.stderr.isatty()) as bar,
@@ -45,4 +84,6 @@ class Command(OperatorCommand):
         self.say(report.as_text())
 
     def print_document(self) -> None:
-        """Print nothing more: the document is streamed."""
+        """Print what was repaired; what was found is streamed."""
+        if self.document is not None:
+            super().print_document()
