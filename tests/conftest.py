@@ -45,6 +45,7 @@ def _missing() -> dict[str, str]:
         missing["mariadb"] = "needs MariaDB: run it through `python -m tests.servers --`"
     if connection.vendor != "sqlite":
         missing["sqlite"] = "is about SQLite alone"
+        missing["once"] = "has no database in it, and runs beside the tests on SQLite"
     if not settings.REDIS_URL:
         missing["redis"] = "needs Redis: run it through `python -m tests.servers --`"
     return missing

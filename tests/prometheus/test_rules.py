@@ -12,6 +12,8 @@ from django.conf import settings
 from recovery import registry
 from tests.servers import binary
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(settings.BASE_DIR)
 PLACE = ROOT / "deploy" / "prometheus"
 FILE = PLACE / "rules" / "recovery.yml"

@@ -9,7 +9,7 @@ import pytest
 from django.conf import settings as current
 from django.core.management import CommandError, call_command
 from django.db import connection
-from django_q.models import OrmQ
+from django_q.models import OrmQ, Schedule
 from prometheus_client import REGISTRY
 
 from recovery import (
@@ -105,7 +105,13 @@ def counted():
     }
 
 
+def put_off():
+    """Set the ticks so far ahead that none is late, however slow the machine is."""
+    Schedule.objects.update(next_run=db_now() + timedelta(seconds=120))
+
+
 def test_all_is_well_where_all_is_well(rung, capsys):
+    put_off()
     document, status = selfcheck(capsys)
     assert sorted(document) == ["findings", "jobs", "ok"]
     assert list(document["jobs"]) == [it.name for it in registry.all_jobs()]
@@ -119,6 +125,7 @@ def test_all_is_well_where_all_is_well(rung, capsys):
     assert [it["id"] for it in errors] == ["workers-silent"], "no worker has run yet"
     assert (status, document["ok"]) == (1, False)
     runner.run_job("metricsCollect")
+    put_off()
     document, status = selfcheck(capsys)
     assert [it for it in document["findings"] if it["severity"] == "error"] == []
     assert (status, document["ok"]) == (0, True)
