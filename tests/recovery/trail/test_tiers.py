@@ -14,15 +14,16 @@ from django.core.management import call_command
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from recovery import audit, search
+from recovery import audit, leases, pauses, search
 from recovery.clock import db_now
-from recovery.models import AuditArchive, AuditRecord, RestoredRecord
+from recovery.models import AuditArchive, AuditRecord, Job, RestoredRecord
 from recovery.search import Search, archived_of, as_dict, find
 from recovery.trail import archiving, copies, exporting, reading
 from recovery.trail.lines import COLUMNS, line_of
 from recovery.trail.terms import filter_of, may_have
 from tests.recovery.trail.records import (
     ARCHIVE,
+    SEAL,
     archived,
     lines_in_table,
     path_of,
@@ -425,6 +426,20 @@ def test_command_archives_until_nothing_is_due(settings):
     call_command("audit", "archive", "--json", stdout=out)
     assert json.loads(out.getvalue())["result"]["records_archived"] == 60
     assert AuditArchive.objects.done().count() == 1
+
+
+def test_command_archives_while_a_worker_seals_and_not_where_sealing_is_paused():
+    sealed(3, days_ago=100)
+    leases.acquire(SEAL)
+    out = io.StringIO()
+    call_command("audit", "archive", stdout=out)
+    assert "auditSeal: skipped: locked\n" in out.getvalue()
+    assert "records_archived: 3\n" in out.getvalue()
+    Job.objects.update(lease_expires_at=None)
+    pauses.pause(SEAL, actor="ann")
+    with pytest.raises(SystemExit) as left:
+        call_command("audit", "archive")
+    assert left.value.code == 1
 
 
 def test_searching_many_archives_takes_few_statements(django_assert_max_num_queries):
