@@ -14,7 +14,7 @@ from tests.splits.demos import Demo
 IMAGES = Path(settings.BASE_DIR) / "docs" / "images"
 FONTS = ("fc-list", ":lang=zh")
 LOCALES = {"": "en-US", "-zh": "zh-CN"}
-SIZE = ViewportSize(width=1200, height=1000)
+SIZE = ViewportSize(width=1360, height=1000)
 PAGES = {"overview": "", "dlq": "dlq/", "preview": "actions/outbox.redrive/?all=1"}
 
 
@@ -44,7 +44,7 @@ def take(browser: Browser, url: str, password: str, language: tuple[str, str]) -
     with browser.new_context(viewport=SIZE, locale=locale) as context:
         page = context.new_page()
         page.goto(f"{url}/demo/")
-        page.set_viewport_size({"width": 1200, "height": 1560})
+        page.set_viewport_size({"width": 1360, "height": 1500})
         shoot(page, f"demo{suffix}")
         page.set_viewport_size(SIZE)
         log_in(context, url, password)
