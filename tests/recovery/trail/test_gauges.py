@@ -166,7 +166,7 @@ def long_history():
         number=Sql("n"),
         day=Sql(f"DATE({moment(f'(n - n % 50) / 50 * {DAY_S}')})"),
         at=moment("n"), first_at=moment("n"), last_at=moment("n"),
-        count=1,
+        count=1, size=1,
         marks=b"12345678",
         hash=text("{n}"),
         archive=Sql(f"CASE WHEN n < {MANY // 2} THEN {first} + n % {MANY // 50} END"),

@@ -196,9 +196,9 @@ def test_number_of_a_seal_is_given_once(second_connection):
             cursor.execute("SET innodb_lock_wait_timeout = 1")
             with pytest.raises(Exception, match=r"Lock wait|Duplicate"):
                 cursor.execute(
-                    "INSERT INTO recovery_auditseal (number, day, at, count, first_at, last_at,"
-                    " digest, previous, hash, mac, `key`, marks, gaps) VALUES (1, NOW(),"
-                    " NOW(), 1, NOW(), NOW(), '', '', '', '', '', '', '[]')"
+                    "INSERT INTO recovery_auditseal (number, day, at, count, size, first_at,"
+                    " last_at, digest, previous, hash, mac, `key`, marks, gaps) VALUES (1, NOW(),"
+                    " NOW(), 1, 1, NOW(), NOW(), '', '', '', '', '', '', '[]')"
                 )
 
     seal_some(meanwhile)
