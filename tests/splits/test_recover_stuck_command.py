@@ -232,6 +232,21 @@ def test_people_get_text():
     assert out.getvalue() == f"1 found: {order.number}\n{order.number}: recovered\n"
 
 
+def test_people_are_told_why_an_order_they_named_is_left_alone():
+    young, done = hang(SplitOrderFactory(), age_s=20), SplitOrderFactory(at=OrderStatus.FINALIZED)
+    quarantined = SplitOrderFactory(at=OrderStatus.QUARANTINED)
+    out = io.StringIO()
+    named = [it.number for it in (young, done, quarantined)]
+    call_command("recover_stuck", *named, stdout=out)
+    found, *said = out.getvalue().splitlines()
+    assert found == "0 found"
+    assert said[0].startswith(f"{young.number}: left alone, no progress for 2")
+    assert said[1:] == [
+        f"{done.number}: left alone, finalized and not in progress",
+        f"{quarantined.number}: left alone, quarantined and not in progress",
+    ]
+
+
 @pytest.mark.mariadb
 def test_held_order_is_reported_with_its_holder_and_exits_1():
     order = hang(SplitOrderFactory())

@@ -59,7 +59,7 @@ class Command(PlanCommand):
     def run(self, **options: Any) -> int:
         """Find, reset, report; 1 if an order is held or not known."""
         wanted = _wanted(options)
-        self.unknown = _unknown(options["numbers"])
+        self.named, self.unknown = options["numbers"], _unknown(options["numbers"])
         if not wanted.ids:
             self._tell(wanted.ids)
             return WRONG if self.unknown else DONE
@@ -102,6 +102,9 @@ class Command(PlanCommand):
         self.say(f"{len(numbers)} found: {', '.join(numbers)}".rstrip(" :"))
         for item in items or ():
             self.say(f"{item.label}: {ended[item.label]} {_detail(item)}".rstrip())
+        named = SplitOrder.objects.filter(number__in=self.named)
+        for order in named.exclude(number__in=numbers).order_by("pk"):
+            self.say(_left_alone_text(order))
         for number in self.unknown:
             self.say(f"{number}: no such split order")
 
@@ -233,3 +236,11 @@ def _hanging_text(order: SplitOrder, age_s: float | None, holder: Holder | None)
     if holder:
         parts.append(f"held {_holder_text(holder)}")
     return f"{order.number}: {', '.join(parts)}"
+
+
+def _left_alone_text(order: SplitOrder) -> str:
+    """Say of an order that was named why it was not found to hang."""
+    if order.finalize_in_progress:
+        age_s = _age_s(order, db_now())
+        return _hanging_text(order, age_s, None).replace(": ", ": left alone, ", 1)
+    return f"{order.number}: left alone, {order.status} and not in progress"
