@@ -54,7 +54,7 @@ CASES = [
     (["import_splits", "no-such.csv"], "cannot read no-such.csv"),
     (["import_splits", "."], "cannot read ."),
     (["jobs", "paus", "x"], "did you mean pause?"),
-    (["jobs", "pause"], "processLedgerOutbox"),
+    (["jobs", "pause"], "say which job; there are: auditArchive"),
     (["jobs", "pause", "processledgeroutbox", "--reason", "x"], "processLedgerOutbox"),
     (["plans", "sho", "3"], "did you mean show?"),
     (["plans", "show"], "required: ID"),

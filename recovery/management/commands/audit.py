@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.core.management.base import CommandParser
 from django.db import DatabaseError, connection
 from tqdm import tqdm
@@ -27,7 +28,7 @@ from recovery.trail.files import DamagedFileError
 from recovery.trail.reading import Archived
 
 SHOWN = 50
-COLUMNS = "{:<19}  {:<26}  {:<36}  {:<42}  {}"
+COLUMNS = "{:<19}  {:<27}  {:<36}  {:<42}  {}"
 SEAL, ARCHIVE = "auditSeal", "auditArchive"
 FILTERS = ("since", "until", "actor", "action", "target", "run", "text")
 _KEPT = re.compile(rf"(\d{{1,18}}):([0-9a-f]{{{HEX_LENGTH}}})", re.ASCII).fullmatch
@@ -211,8 +212,9 @@ class Command(OperatorCommand):
             "to_put_away": away,
             "rules": rules,
         }
-        self.say(f"audit records to archive: {records}, of {days} days (AUDIT_HOT_DAYS)")
-        self.say(f"archives to put away: {away} (AUDIT_WARM_DAYS); to finish: {waiting}")
+        hot, warm = settings.AUDIT_HOT_DAYS, settings.AUDIT_WARM_DAYS
+        self.say(f"audit records to archive: {records}, of {days} days (AUDIT_HOT_DAYS={hot})")
+        self.say(f"archives to put away: {away} (AUDIT_WARM_DAYS={warm}); to finish: {waiting}")
         for it in rules:
             policy = f"{it['setting']}={it['days']}" if it["setting"] else f"{it['days']} days"
             self.say(f"{it['rule']:<18} {it['rows']:>9} rows of {it['table']} ({policy})")
@@ -236,11 +238,7 @@ class Command(OperatorCommand):
             self.stderr.write(str(error))
             self.document = {"error": str(error)}
             return WRONG
-        self.say(
-            f"{self.document['found']} archived records found, {self.document['brought']} brought"
-            " back: they are in the admin under restored audit records; audit restore --away"
-            " deletes the copies"
-        )
+        self.say(_restored_text(**self.document))
         return DONE
 
     def export(self, options: Mapping[str, Any]) -> int:
@@ -397,3 +395,13 @@ def _limit(text: str) -> int:
     except ValueError:
         raise UsageError(f"--limit {text!r}: give a number of records; 0 is all of them") from None
     return limit
+
+
+def _restored_text(*, found: int, brought: int) -> str:
+    if not found:
+        return "0 archived records found: nothing was brought back"
+    there = f", {found - brought} were there already" if found > brought else ""
+    return (
+        f"{found} archived records found, {brought} brought back{there}: they are in the admin"
+        " under restored audit records; audit restore --away deletes the copies"
+    )

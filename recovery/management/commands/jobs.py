@@ -36,8 +36,11 @@ class Command(OperatorCommand):
 
     def switch(self, action: str, name: str | None, reason: str) -> int:
         """Pause or resume ``name``; having done so before is no error."""
+        if not name:
+            names = ", ".join(it.name for it in registry.all_jobs())
+            raise UsageError(f"jobs {action} NAME: say which job; there are: {names}")
         try:
-            job = registry.get(name or "")
+            job = registry.get(name)
         except registry.UnknownJobError as error:
             raise UsageError(f"jobs {action} NAME: {error}") from error
         change = pauses.pause if action == "pause" else pauses.resume

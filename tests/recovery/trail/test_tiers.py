@@ -412,6 +412,12 @@ def test_commands_restore_and_export(tmp_path):
     call_command("audit", "restore", "--all", "--json", stdout=out)
     assert json.loads(out.getvalue()) == {"found": 2, "brought": 2}
     out = io.StringIO()
+    call_command("audit", "restore", "--all", stdout=out)
+    assert "2 archived records found, 0 brought back, 2 were there already" in out.getvalue()
+    out = io.StringIO()
+    call_command("audit", "restore", "--since", "1h", stdout=out)
+    assert out.getvalue() == "0 archived records found: nothing was brought back\n"
+    out = io.StringIO()
     call_command("audit", "restore", "--away", stdout=out)
     assert "2 copies deleted" in out.getvalue()
     out = io.StringIO()
