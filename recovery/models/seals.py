@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from django.db import models
 from django.db.models import Q
+from django.utils.translation import gettext, pgettext_lazy
 from django.utils.translation import gettext_lazy as _
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class AuditSeal(models.Model):
     holds whole seals.
     """
 
-    number = models.PositiveBigIntegerField(_("number"), primary_key=True)
+    number = models.PositiveBigIntegerField(pgettext_lazy("of a seal", "number"), primary_key=True)
     day = models.DateField(_("day"))
     at = models.DateTimeField(_("at"))
     count = models.PositiveIntegerField(_("records"))
@@ -107,7 +108,7 @@ class AuditSeal(models.Model):
 
     def __str__(self) -> str:
         """Return the number."""
-        return f"seal {self.number}"
+        return gettext("seal %(number)s") % {"number": self.number}
 
     def ranges(self) -> list[Span]:
         """Return the ids of its records, as spans in order."""

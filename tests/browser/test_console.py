@@ -265,6 +265,25 @@ def test_no_page_is_wider_than_a_narrow_screen(web, manage, open_page):
         assert overflow(page) <= 0, page.url
 
 
+CUT_OFF = """cells => cells.filter(it => it.scrollHeight > it.clientHeight + 1
+    || it.scrollWidth > it.clientWidth + 1).map(it => it.innerText)"""
+
+
+def test_narrow_lists_cut_nothing_off_and_break_no_number(web, open_page):
+    entry = dead_entries(1)[0]
+    OutboxEntry.objects.filter(pk=entry.pk).update(last_error="too long for one line " * 20)
+    page = open_page(viewport=NARROW)
+    enter(page, web.url, OPERATOR)
+    page.goto(f"{web.url}/admin/ledger/deadletter/")
+    cells = page.locator("#result_list tbody :is(td, th)[data-label]")
+    assert cells.evaluate_all(CUT_OFF) == []
+    page.goto(f"{web.url}/admin/ledger/account/{Account.objects.get(code=ACCOUNT).pk}/change/")
+    numbers = page.locator(".belongings td.number")
+    expect(numbers.first).to_be_visible()
+    style = "its => its.map(it => getComputedStyle(it).whiteSpace)"
+    assert set(numbers.evaluate_all(style)) == {"nowrap"}
+
+
 def plan_of(web):
     return f"{web.url}/admin/recovery/plan/{Plan.objects.get().pk}/change/"
 

@@ -655,3 +655,12 @@ def test_pages_speak_chinese(admin_client, monkeypatch):
     assert "归档" in admin_client.get(page_url(archive), **chinese).content.decode()
     record = admin_client.get(f"/admin/recovery/auditrecord/{pk}/change/", **chinese)
     assert "封条" in record.content.decode()
+
+
+def test_seals_have_numbers_of_their_own_in_chinese(admin_client):
+    sealed()
+    chinese = {"headers": {"Accept-Language": "zh-hans"}}
+    page = admin_client.get(page_url(AuditSeal.objects.get()), **chinese).content.decode()
+    assert "序号" in page
+    assert "单号<" not in page  # what orders have
+    assert f"封条 {AuditSeal.objects.get().number}" in page
