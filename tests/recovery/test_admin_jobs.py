@@ -83,6 +83,12 @@ def test_list_shows_the_state_of_each_job(admin_client):
         assert text in shown, text
 
 
+def test_name_in_the_heading_is_the_one_to_copy(admin_client):
+    heading = admin_client.get(page_url(row())).content.decode().partition("<main")[0]
+    assert re.search(rf">\s*{NAME}\s*</", heading)
+    assert f"{NAME[0].upper()}{NAME[1:]}" not in heading
+
+
 def test_job_that_never_ran_is_shown(admin_client):
     shown = text_of(admin_client, URL)
     assert "never ran" in shown
