@@ -10,7 +10,8 @@ from playwright.sync_api import expect
 
 from ledger.models import Account, EntryStatus, OutboxEntry
 from recovery import pauses
-from recovery.models import Plan, PlanStatus
+from recovery.clock import db_now
+from recovery.models import AuditArchive, Plan, PlanStatus
 from recovery.roles import ADMINISTRATOR, OPERATOR, VIEWER
 from splits.models import OrderStatus
 from tests.browser.conftest import PATIENCE_MS
@@ -272,11 +273,18 @@ CUT_OFF = """cells => cells.filter(it => it.scrollHeight > it.clientHeight + 1
 def test_narrow_lists_cut_nothing_off_and_break_no_number(web, open_page):
     entry = dead_entries(1)[0]
     OutboxEntry.objects.filter(pk=entry.pk).update(last_error="too long for one line " * 20)
-    page = open_page(viewport=NARROW)
+    day = db_now()
+    AuditArchive.objects.create(
+        name="2026/02/audit-2026-02-03-001-0123abcd.jsonl.gz", day=day, first_at=day, last_at=day,
+        part=1, count=1, size=1, first_id=1, last_id=1, last_seal=1, terms=b"",
+    )  # fmt: skip
+    page = open_page(viewport=NARROW, locale="zh-CN")
     enter(page, web.url, OPERATOR)
-    page.goto(f"{web.url}/admin/ledger/deadletter/")
-    cells = page.locator("#result_list tbody :is(td, th)[data-label]")
-    assert cells.evaluate_all(CUT_OFF) == []
+    for path in ("ledger/deadletter/", "recovery/auditarchive/"):
+        page.goto(f"{web.url}/admin/{path}")
+        cells = page.locator("#result_list tbody :is(td, th)[data-label]")
+        expect(cells.first).to_be_visible()
+        assert cells.evaluate_all(CUT_OFF) == [], path
     page.goto(f"{web.url}/admin/ledger/account/{Account.objects.get(code=ACCOUNT).pk}/change/")
     numbers = page.locator(".belongings td.number")
     expect(numbers.first).to_be_visible()
