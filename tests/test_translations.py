@@ -1,5 +1,6 @@
 """Every string that people read has its Chinese, and what is compiled is what was translated."""
 
+import ast
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from django.utils import translation
 
 APPS = ("recovery", "ledger", "splits")
 CATALOGUE = Path("locale", "zh_Hans", "LC_MESSAGES", "django.po")
+ASKED = ("_", "gettext", "gettext_lazy", "pgettext", "ngettext")
 NAMED = re.compile(r"%\(\w+\)[sdf]|%[sdf]|{\w*}")
 
 
@@ -38,6 +40,19 @@ def test_every_string_in_the_source_is_in_the_catalogue(app, tmp_path):
     found = [entry for entry in catalogue(app, tmp_path) if not entry.obsolete]
     missing = keys(found) - keys(catalogue(app))
     assert not missing, "run `make messages` and translate these"
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_no_string_to_translate_hides_in_an_f_string(app):
+    hidden = [
+        f"{path}:{call.lineno}"
+        for path in sorted((settings.BASE_DIR / app).rglob("*.py"))
+        for text in ast.walk(ast.parse(path.read_text()))
+        if isinstance(text, ast.JoinedStr)
+        for call in ast.walk(text)
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ASKED
+    ]
+    assert not hidden, "makemessages does not find these"
 
 
 @pytest.mark.parametrize("app", APPS)

@@ -182,7 +182,8 @@ class JobAdmin(OperatedAdmin):
         """Return who beat last."""
         if not row.heartbeat_host:
             return NOTHING
-        return f"{row.heartbeat_host}, {gettext('process')} {row.heartbeat_pid}"
+        process = gettext("process")
+        return f"{row.heartbeat_host}, {process} {row.heartbeat_pid}"
 
     @column(_("lease"))
     def lease(self, row: Any) -> str:

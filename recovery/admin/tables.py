@@ -110,7 +110,8 @@ def span(duration: timedelta) -> str:
     for unit_s, unit in ((DAY_S, _("d")), (HOUR_S, _("h")), (MINUTE_S, _("min"))):
         if abs(seconds) >= unit_s * 2:
             return f"{seconds // unit_s} {unit}"
-    return f"{seconds} {_('s')}"
+    second = _("s")  # outside the f-string, where makemessages finds it
+    return f"{seconds} {second}"
 
 
 def link(row: Model, text: Any = None) -> SafeString:
