@@ -52,7 +52,9 @@ NO_LIMITS = [0, -1, None, float("inf"), float("nan"), "10", True]
 
 @pytest.fixture(autouse=True)
 def jobs():
+    """Jobs that were just set up, however long a test takes on a slow machine."""
     schedules.mend()
+    Job.objects.update(created_at=db_now() + timedelta(seconds=120))
 
 
 @pytest.fixture
@@ -106,7 +108,7 @@ def counted():
 
 
 def put_off():
-    """Set the ticks so far ahead that none is late, however slow the machine is."""
+    """Let no tick be late yet, however slow the machine is."""
     Schedule.objects.update(next_run=db_now() + timedelta(seconds=120))
 
 
