@@ -59,9 +59,10 @@ def _consume(number: str, author: Author) -> bool:
 
 
 def _correct(lot: Lot, status: LotStatus, author: Author, kind: str, order: str = "") -> bool:
-    """Correct a locked lot."""
+    """Correct a locked lot; False: it has changed nevertheless."""
     before = LotStatus(lot.status)
-    Lot.objects.filter(pk=lot.pk).correct(before, status)
+    if not Lot.objects.filter(pk=lot.pk).correct(before, status):
+        return False
     audit.record(
         actor=author.actor,
         action=LOT_CORRECTED,

@@ -417,3 +417,15 @@ def test_many_files_are_known_by_few_queries(monkeypatch, django_assert_max_num_
         noted = Verification()
         verifying._strays(noted)
     assert [it.partition(" ")[0] for it in noted.notes] == names
+
+
+def test_seals_of_large_records_are_not_read_at_once(monkeypatch):
+    for _ in range(3):
+        sealed(reason="x" * 1_000)
+    in_order = AuditSeal.objects.order_by("number")
+    assert len(verifying._as_many(in_order)) == 3
+    monkeypatch.setattr(verifying, "BYTES_AT_ONCE", 1_500)
+    assert [it.number for it in verifying._as_many(in_order)] == [1]
+    monkeypatch.setattr(verifying, "BYTES_AT_ONCE", 1)
+    assert [it.number for it in verifying._as_many(in_order)] == [1]
+    assert done().records == 3
