@@ -4,7 +4,7 @@ import json
 import signal
 import sys
 from contextlib import closing
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ class Gunicorn:
             try:
                 client.request("GET", path, headers=headers)
                 return client.getresponse().status
-            except ConnectionError:
+            except (ConnectionError, HTTPException):
                 return 0
 
     def stop(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -6,7 +6,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import closing
-from http.client import HTTPConnection, RemoteDisconnected
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -60,7 +60,7 @@ class Site:
     def ask(
         self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
     ) -> tuple[int, str]:
-        """Return status and body; status 0: nobody listens."""
+        """Return status and body; status 0: nobody listens, or it died meanwhile."""
         return asked(self.port, path, method, headers)
 
     def scrape(self) -> Series:
@@ -73,13 +73,13 @@ class Site:
 def asked(
     port: int, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
-    """Return status and body of a request to the loopback; status 0: nobody listens."""
+    """Return status and body of a request to the loopback; status 0: nobody there, or it died."""
     with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as client:
         try:
             client.request(method, path, headers=dict(headers or {}))
             answer = client.getresponse()
             return answer.status, answer.read().decode()
-        except (ConnectionError, RemoteDisconnected):
+        except (ConnectionError, HTTPException):  # also in the middle of its answer
             return 0, ""
 
 
