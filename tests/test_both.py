@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import both
-from tests.failures import FAILURES_FILE
+from tests.sharing import SHARED
 
 pytestmark = pytest.mark.once
 
@@ -53,7 +53,7 @@ def test_many(number):
 def run(tmp_path, monkeypatch):
     """Return what runs tests of a small file in two lanes, which know no database."""
     program = (sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", ".")
-    plugins = ("-p", "tests.failures", "-p", "no:cacheprovider")
+    plugins = ("-p", "tests.sharing", "-p", "no:cacheprovider")
     for name in ("PRODUCTION", "EMBEDDED"):
         folder = tmp_path / name
         folder.mkdir()
@@ -65,7 +65,8 @@ def run(tmp_path, monkeypatch):
             f"PYTHONPATH={Path.cwd()}",
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1",
         )
-        monkeypatch.setattr(both, name, both.Lane(name, (*there, *program, *plugins)))
+        command = (*there, *program, *plugins)
+        monkeypatch.setattr(both, name, both.Lane(name, command))
     return lambda *arguments: both.main(["-k", *arguments])
 
 
@@ -132,4 +133,4 @@ def test_a_lane_that_could_not_work_fails_the_run(run, capfd, arguments):
 
 
 def test_what_a_test_starts_writes_no_names():
-    assert FAILURES_FILE not in os.environ
+    assert SHARED not in os.environ
