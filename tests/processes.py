@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -56,7 +56,7 @@ class Started:
     def is_stopped(self) -> bool:
         """Tell whether the process was stopped by SIGSTOP."""
         assert self.process.poll() is None, self.printed()
-        return _stat(self.pid)[0] == "T"
+        return is_stopped(self.pid)
 
     def has_ended(self) -> bool:
         """Tell whether the process has ended."""
@@ -97,10 +97,21 @@ class Started:
 
 def local_ports(pid: int) -> set[int]:
     """Return the ports of a process' side of the connections it has open."""
-    files = {path.readlink().name for path in Path(f"/proc/{pid}/fd").iterdir()}
+    files = {*_open_files(pid)}
     lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
     sockets = {f"socket:[{columns[9]}]": columns[1] for columns in map(str.split, lines)}
     return {int(sockets[it].rpartition(":")[2], 16) for it in files & sockets.keys()}
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed just now
+            yield path.readlink().name
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process was stopped by SIGSTOP."""
+    return _stat(pid)[0] == "T"
 
 
 def _read(file: IO[str]) -> str:

@@ -234,6 +234,7 @@ def test_cache_wants_its_password_forgets_no_lock_and_keeps_the_queue():
             with closing(redis.Redis(port=cache.port, password="hush")) as client:
                 assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
                 client.rpush("queue", "task")
+                eventually(lambda: client.info("persistence")["aof_buffer_length"] == 0)
             assert healthy(cache.port, "hush")
             assert not healthy(cache.port, "other")
             cache.kill()

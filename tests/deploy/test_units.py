@@ -1,5 +1,6 @@
 """The systemd units: sound, strict, and a stop that lets a batch end."""
 
+import os
 import re
 import shlex
 import signal
@@ -14,7 +15,7 @@ from recovery.cluster import GRACE_S
 from recovery.models import Job, JobRun
 from settings import base
 from tests import servers
-from tests.faults.ledger import is_posted, publish_one, running
+from tests.faults.ledger import held, is_posted, publish_one
 from tests.processes import Started, environment
 from tests.waiting import eventually
 
@@ -104,14 +105,17 @@ def command_of(name):
 @pytest.mark.django_db(transaction=True)
 def test_worker_that_is_stopped_ends_its_batch_and_leaves_with_zero(manage, tmp_path):
     command = [it.replace("9100", str(servers.free_port())) for it in command_of(SERVICES[1])]
-    fault = {"RECOVERY_FAULTPOINTS": "outbox.before_commit=sleep:2@1"}
+    fault = {"RECOVERY_FAULTPOINTS": "outbox.before_commit=stop@1"}
     place = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    worker = Started(command, environment() | fault | place)
+    unticked = {"JOB_OUTBOX_PERIOD_SEC": "86400"}  # no idle run, which would stop there too
+    worker = Started(command, environment() | fault | place | unticked)
     manage.started.append(worker)
     eventually(lambda: Job.objects.filter(name=JOB).exists())
     entry = publish_one()
-    eventually(running)
+    run = eventually(held)
     worker.signal(signal.SIGTERM)  # the main process alone: KillMode=mixed
+    eventually(lambda: "cluster_stopping" in worker.printed()[1])
+    os.kill(run.pid, signal.SIGCONT)
     assert worker.finish().returncode == 0
     assert not worker.family()
     assert is_posted(entry)

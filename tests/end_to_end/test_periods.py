@@ -18,10 +18,11 @@ from recovery.models import JobRun
 from tests.waiting import eventually
 
 SOAK = os.environ.get("SOAK") == "1"
-WATCH_S = 300 if SOAK else 65
-TOLERANCE_S = 1.0
+WATCH_S = 300 if SOAK else 61
+TOLERANCE_S = 4.0
+"""A slow machine's; a run that is later than the shortest period is taken for the next tick's."""
 EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
-QUIET = {"LOG_LEVEL": "WARNING"}
+QUIET = {"LOG_LEVEL": "WARNING", "REDIS_TIMEOUT_SEC": "10"}
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -73,6 +74,19 @@ def slots(period_s, start, end):
     return [first + timedelta(seconds=period_s * number) for number in range(count)]
 
 
+def ticks(job, begin, end):
+    return slots(job.period_s, begin, end)
+
+
+def starts_within(job, begin, end):
+    """Return when the runs of the ticks between began: that of the last one may be after all."""
+    expected = ticks(job, begin, end)
+    if not expected:
+        return []
+    over = expected[-1] + timedelta(seconds=job.period_s)
+    return [at for at in starts_of(job, expected[0]) if at < over]
+
+
 def starts_of(job, since):
     runs = JobRun.objects.filter(job_id=job.name, started_at__gte=since).order_by("started_at")
     return list(runs.values_list("started_at", flat=True))
@@ -86,12 +100,15 @@ def test_two_clusters_keep_the_default_periods_and_start_each_tick_once(clusters
     started = clusters()
     begin = db_now()
     end = begin + timedelta(seconds=WATCH_S)
-    wait_until(end + timedelta(seconds=TOLERANCE_S))
+    wait_until(end)
+    for job in registry.all_jobs():
+        eventually(
+            lambda job=job: len(starts_within(job, begin, end)) >= len(ticks(job, begin, end))
+        )
     stop(started)
     report = []
     for job in registry.all_jobs():
-        expected = slots(job.period_s, begin, end)
-        runs = [at for at in starts_of(job, begin) if expected and expected[0] <= at <= end]
+        expected, runs = ticks(job, begin, end), starts_within(job, begin, end)
         late_s = [(at - slot_at_or_before(at, job.period_s)).total_seconds() for at in runs]
         per_slot = Counter(slot_at_or_before(at, job.period_s) for at in runs)
         assert per_slot == Counter(expected), f"{job.name}: a tick was missed or doubled"
@@ -108,19 +125,19 @@ def test_two_clusters_keep_the_default_periods_and_start_each_tick_once(clusters
 
 
 def test_missed_ticks_are_one_run_after_a_standstill(clusters):
-    outbox = registry.get("processLedgerOutbox")
+    brisk = registry.get("runRecoveryPlans")
     first = clusters()
-    eventually(lambda: JobRun.objects.filter(job_id=outbox.name, status="ok").exists())
+    eventually(lambda: JobRun.objects.filter(job_id=brisk.name, status="ok").exists())
     stop(first)
     stopped = db_now()
-    wait_until(stopped + timedelta(seconds=2 * outbox.period_s + 1))
+    wait_until(stopped + timedelta(seconds=2 * brisk.period_s + 1))
     restarted = db_now()
+    missed = [job for job in registry.all_jobs() if slots(job.period_s, stopped, restarted)]
     second = clusters()
-    eventually(lambda: len(starts_of(outbox, stopped)) >= 2)
+    eventually(lambda: len(starts_of(brisk, stopped)) >= 2)
+    eventually(lambda: all(starts_of(job, stopped) for job in missed))
     stop(second)
-    for job in registry.all_jobs():
-        if not slots(job.period_s, stopped, restarted):
-            continue
+    for job in missed:
         runs = starts_of(job, stopped)
         # One for all that was missed, which may start just behind the next slot, and the regular.
         regular = slots(job.period_s, restarted, runs[-1])

@@ -48,10 +48,10 @@ class Chaos:
         """Begin the sequence of choices."""
         self.random = random.Random(self.seed)
 
-    def rage(self, seconds: float) -> None:
-        """Break things for ``seconds``, then mend them all."""
+    def rage(self, seconds: float, *, least: int = 0) -> None:
+        """Break things for ``seconds`` and at ``least`` so many, then mend them all."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end or self.injected.total() < least:
             self._break_something()
             time.sleep(self.random.uniform(*PAUSES_S))
             self._mend(time.monotonic())

@@ -38,24 +38,39 @@ class Cluster:
         """Return the children of ``parent`` in the order of their birth."""
         return sorted(
             (pid for pid in self.started.family() if _stat(pid)[1] == str(parent)),
-            key=lambda pid: int(_stat(pid)[19]),
+            key=lambda pid: (int(_stat(pid)[19]), pid),
         )
 
     def workers(self) -> list[int]:
-        """Return the process ids of the workers, which are forked before monitor and pusher."""
-        return sorted(self.children(self.sentinel))[: settings.Q_CLUSTER["workers"]]
+        """Return the process ids of the workers, which are forked before monitor and pusher.
+
+        So long as none of them was replaced.
+        """
+        return self.children(self.sentinel)[: settings.Q_CLUSTER["workers"]]
+
+    @property
+    def pusher(self) -> int:
+        """Return the process id of the pusher, which is forked last."""
+        return self.children(self.sentinel)[-1]
 
     def forked(self) -> list[int]:
         """Return what a sentinel forked, if there is one, by birth: workers, monitor, pusher."""
         return [pid for sentinel in self.children(self.parent) for pid in self.children(sentinel)]
 
     def kill(self, pid: int) -> None:
-        """End a process at once."""
+        """End a process at once; it is gone."""
         os.kill(pid, signal.SIGKILL)
+        eventually(lambda: pid not in self.started.family())
 
-    def stop(self) -> Finished:
-        """Stop in order; nothing is left of it."""
+    def stop(self, *, resumed: int | None = None) -> Finished:
+        """Stop in order; nothing is left of it.
+
+        A worker that was stopped by SIGSTOP is ``resumed`` once the cluster was told.
+        """
         self.started.signal(signal.SIGTERM)
+        if resumed is not None:
+            eventually(lambda: "cluster_stopping" in self.started.printed()[1])
+            os.kill(resumed, signal.SIGCONT)
         finished = self.started.finish()
         assert finished.returncode == 0, finished.stderr
         assert not self.started.family()

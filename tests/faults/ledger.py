@@ -8,6 +8,7 @@ from django.db import transaction
 from ledger.models import OutboxEntry
 from ledger.outbox import JOB, Line, publish
 from recovery.models import JobRun
+from tests.processes import is_stopped
 from tests.waiting import eventually
 
 QUICK = {
@@ -48,3 +49,9 @@ def posted(entry: OutboxEntry) -> OutboxEntry:
 def running() -> JobRun | None:
     """Return the run of the outbox that is under way."""
     return JobRun.objects.filter(job_id=JOB, status="running").order_by("id").last()
+
+
+def held(job: str = JOB) -> JobRun | None:
+    """Return the run that was stopped at a fault point in the middle of its work."""
+    runs = JobRun.objects.filter(job_id=job, status="running")
+    return next((run for run in runs if is_stopped(run.pid)), None)

@@ -75,20 +75,24 @@ def soak(
     clusters: int,
     drains: int = 2,
     faults: Sequence[Fault] = ALL,
+    least: int = 0,
+    **environment: str,
 ) -> Report:
     """Import and finalize ``orders`` while ``faults`` strike; then settle and look."""
     rows = plan_rows(orders)
     begun = time.monotonic()
     with installed(
+        None,
         JOB_OUTBOX_DRAINS=str(drains),
         JOB_OUTBOX_BATCH_SIZE=str(ENTRIES_A_BATCH),
         QCLUSTER_WORKERS=str(settings.Q_CLUSTER["workers"]),  # as those who watch it expect
+        **environment,
     ) as installation:
         installation.start_clusters(clusters)
         importer = Importer(installation, _parts(rows))
         chaos = Chaos(installation, faults, seed, importer)
         importer.start()
-        chaos.rage(seconds)
+        chaos.rage(seconds, least=least)
         calm = time.monotonic()
         importer.wait(SETTLES_WITHIN_S)
         installation.settle(orders=orders, deadline_s=SETTLES_WITHIN_S)

@@ -27,8 +27,12 @@ from tests.waiting import eventually
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.mariadb]
 
 LOUD = {"LOG_LEVEL": "DEBUG"}
-TTL_S = 15
-BACKOFF_S = 5
+LONG_S = 600
+TTL_S = 80
+"""Shorter than any clock here is wrong by, and long enough for a slow machine."""
+BACKOFF_S = 60
+TTL = {"JOB_LOCK_TTL_SEC": str(TTL_S), "JOB_TASK_TIMEOUT_SEC": "300"}
+BACKOFF = {"JOB_BACKOFF_BASE_SEC": str(BACKOFF_S)}
 PERIOD_S = 5
 WATCH_S = 17
 MOMENT = timedelta(seconds=1)
@@ -74,7 +78,7 @@ def due_in(entry, seconds):
 
 
 def test_lease_is_refused_while_it_lives_and_taken_once_it_expired(no_redis, manage, skewed):
-    lease_for(TTL_S)
+    lease_for(LONG_S)
     refused = ended(manage("run_job", JOB, "--json", env=skewed), 3)
     assert (refused["status"], refused["reason"]) == ("skipped", "locked")
     assert row(JOB).lease_owner == "elsewhere:1"
@@ -83,7 +87,7 @@ def test_lease_is_refused_while_it_lives_and_taken_once_it_expired(no_redis, man
 
 
 def test_lease_taken_lasts_as_long_as_any_and_is_lost_when_it_expired(no_redis, manage, skewed):
-    stops = {"RECOVERY_FAULTPOINTS": "outbox.before_commit=stop@1"}
+    stops = {"RECOVERY_FAULTPOINTS": "outbox.before_commit=stop@1", **TTL}
     entry = publish_one()
     holder = manage.start("run_job", JOB, "--json", env=skewed | stops)
     eventually(holder.is_stopped)
@@ -99,10 +103,10 @@ def test_lease_taken_lasts_as_long_as_any_and_is_lost_when_it_expired(no_redis, 
 
 
 def test_entries_are_due_and_put_off_by_the_databases_clock(no_redis, manage, skewed):
-    due, early = due_in(publish_one(), -0.1), due_in(publish_one(), 60)
+    due, early = due_in(publish_one(), -0.1), due_in(publish_one(), LONG_S)
     refused = put("too-much", into("NONE-OF-IT", "-1"))
     before = db_now()
-    told = ended(manage("run_job", JOB, "--json", env=skewed))
+    told = ended(manage("run_job", JOB, "--json", env=skewed | BACKOFF))
     after = db_now()
     assert told["result"] == {"posted": 1, "failed": 1, "failed:insufficient_balance": 1}
     for entry in (due, early, refused):
@@ -119,7 +123,7 @@ def test_entries_are_due_and_put_off_by_the_databases_clock(no_redis, manage, sk
 
 
 def test_orders_are_reset_neither_early_nor_late(manage, skewed):
-    young, old = (hang(SplitOrderFactory(), age_s=age_s) for age_s in (270, 301))
+    young, old = (hang(SplitOrderFactory(), age_s=age_s) for age_s in (100, 301))
     before = db_now()
     told = ended(manage("recover_stuck", "--json", env=skewed))
     after = db_now()
@@ -135,8 +139,8 @@ def test_orders_are_reset_neither_early_nor_late(manage, skewed):
 
 def test_orders_are_due_and_put_off_by_the_databases_clock(manage, skewed):
     due, early = SplitOrderFactory(), SplitOrderFactory()
-    SplitOrder.objects.filter(pk=early.pk).update(next_finalize_at=seconds_from_now(60))
-    fails = {"RECOVERY_FAULTPOINTS": "finalize.before_step.consume_source=raise"}
+    SplitOrder.objects.filter(pk=early.pk).update(next_finalize_at=seconds_from_now(LONG_S))
+    fails = {"RECOVERY_FAULTPOINTS": "finalize.before_step.consume_source=raise", **BACKOFF}
     before = db_now()
     told = ended(manage("run_job", "finalizeRetryWorker", "--json", env=skewed | fails))
     after = db_now()

@@ -1,19 +1,26 @@
 """Real clusters: woken, stopped, and killed piece by piece."""
 
 import os
+import signal
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 
 import pytest
+from django_q.models import Schedule
 
 from ledger.models import OutboxEntry, Transaction
 from ledger.outbox import JOB
 from recovery.clock import db_now
 from recovery.models import Job, JobRun
-from tests.end_to_end.test_periods import slot_at_or_before
-from tests.faults.ledger import QUICK, posted, publish_one, running
+from tests.faults.ledger import QUICK, held, is_posted, posted, publish_one
+from tests.processes import is_stopped
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+DAY_S = 86_400
+WHILE = timedelta(seconds=40)
 
 
 def works(cluster):
@@ -22,21 +29,20 @@ def works(cluster):
     return cluster.stop()
 
 
-def early_in_a_slot():
-    """Tell whether the outbox's next tick is a while away."""
-    now = db_now()
-    into = now - slot_at_or_before(now, 10)
-    return timedelta(seconds=1) < into < timedelta(seconds=4)
+def next_tick():
+    """Return when the outbox ticks next, if that is a while away."""
+    schedule = Schedule.objects.filter(name=JOB).first()
+    assert schedule, "it is not made yet"
+    return schedule.next_run if schedule.next_run - db_now() > WHILE else None
 
 
 def test_commit_is_posted_by_a_run_before_the_next_tick(rung, cluster):
-    running_cluster = cluster()
-    eventually(early_in_a_slot)
-    next_tick = slot_at_or_before(db_now(), 10) + timedelta(seconds=10)
+    running_cluster = cluster(JOB_OUTBOX_PERIOD_SEC=str(DAY_S))
+    tick = eventually(next_tick, deadline_s=2 * WHILE.total_seconds())
     entry = posted(publish_one())
     # What a run did is recorded after the commit that posted.
     run = eventually(JobRun.objects.filter(job_id=JOB, counts__posted=1).first)
-    assert entry.created_at <= run.started_at < next_tick
+    assert entry.created_at <= run.started_at < tick
     running_cluster.stop()
 
 
@@ -74,33 +80,42 @@ def test_killed_sentinel_is_replaced_and_its_orphans_are_killed(rung, cluster):
 
 def test_killed_idle_workers_do_not_stop_the_cluster(redis_up, cluster):
     running_cluster = cluster()
-    for worker in running_cluster.workers()[:2]:
-        running_cluster.kill(worker)
+    killed = running_cluster.workers()[:2]
+    for worker in killed:
+        with suppress(ProcessLookupError):  # the sentinel gives up at the first
+            os.kill(worker, signal.SIGKILL)
+    eventually(lambda: not {*killed} & running_cluster.started.family())
     eventually(running_cluster.is_complete)
     works(running_cluster)
 
 
 def test_killed_pusher_does_not_stop_the_cluster(redis_up, cluster):
     running_cluster = cluster()
-    pusher = max(running_cluster.children(running_cluster.sentinel))
-    running_cluster.kill(pusher)
-    eventually(lambda: pusher not in running_cluster.started.family())
+    running_cluster.kill(running_cluster.pusher)
     eventually(running_cluster.is_complete)
     works(running_cluster)
 
 
 def test_killed_busy_worker_loses_nothing_and_posts_nothing_twice(rung, cluster):
-    running_cluster = cluster(RECOVERY_FAULTPOINTS="outbox.before_commit=sleep:2@1", **QUICK)
-    entry = publish_one()
-    run = eventually(running)
+    entry = publish_one()  # the first run has it: an idle one would stop there too
+    running_cluster = cluster(RECOVERY_FAULTPOINTS="outbox.before_commit=stop@1", **QUICK)
+    run = eventually(held)
     assert run.pid in running_cluster.workers()
-    os.kill(run.pid, 9)
-    posted(entry)
+    running_cluster.kill(run.pid)
+    eventually(partial(goes_on, running_cluster, entry))
     run.refresh_from_db()
     assert run.status == "died"
     assert Transaction.objects.filter(event_key=entry.event_key).count() == 1
     assert not OutboxEntry.objects.exclude(attempts=0).exists()
-    works(running_cluster)
+    eventually(partial(goes_on, running_cluster, publish_one()))
+    running_cluster.stop()
+
+
+def goes_on(cluster, entry):
+    """Resume who stopped at the fault point in its turn; tell whether the entry is posted."""
+    for pid in filter(is_stopped, cluster.forked()):
+        os.kill(pid, signal.SIGCONT)
+    return is_posted(entry)
 
 
 def test_cluster_started_twice_on_one_host_works_side_by_side(redis_up, cluster):

@@ -1,6 +1,9 @@
 """Counters of workers that are killed, and ages of what nobody samples any more."""
 
+import os
+import signal
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -18,6 +21,7 @@ from splits.models import Lot, SplitOrder, StuckSighting
 from tests.faults.ledger import posted, publish_one
 from tests.faults.workload import RESCUING, Workload
 from tests.ledger.entries import store
+from tests.processes import is_stopped
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -79,20 +83,31 @@ def load():
 
 
 def busy(cluster):
-    """Return a worker that is in the middle of a run: of an order or an entry, if there is one."""
-    runs = JobRun.objects.filter(status="running", pid__in=cluster.workers())
-    loaded = runs.filter(job_id__in=(FINALIZE_JOB, OUTBOX)).order_by("?").first()
-    run = loaded or runs.order_by("-id").first()
-    if run is None:
+    """Return the workers that are in the middle of a run: of orders or entries, if there are."""
+    runs = JobRun.objects.filter(status="running", pid__in=cluster.forked())
+    loaded = runs.filter(job_id__in=(FINALIZE_JOB, OUTBOX))
+    pids = {run.pid for run in loaded} or {run.pid for run in runs}
+    if not pids:
         enqueue("metricsCollect")
-    return run and run.pid
+    return pids
 
 
 def finalizing(cluster):
-    """Return a worker that is in the middle of an order."""
+    """Return the workers that are in the middle of an order."""
     owners = SplitOrder.objects.in_progress().values_list("finalize_owner", flat=True)
-    pids = {int(owner.split(":")[1]) for owner in owners}
-    return next(iter(pids & set(cluster.workers())), None)
+    return {int(owner.split(":")[1]) for owner in owners} & {*cluster.forked()}
+
+
+def caught(wanted, cluster):
+    """Return a worker that was stopped in the middle of what is ``wanted``, and still is in it."""
+    for pid in wanted(cluster):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            eventually(lambda pid=pid: is_stopped(pid) or pid not in cluster.started.family())
+            if pid in wanted(cluster):
+                return pid
+            os.kill(pid, signal.SIGCONT)
+    return None
 
 
 def is_settled():
@@ -118,7 +133,7 @@ def test_counters_are_what_the_tables_say_after_ten_killed_workers_under_load(
     running = cluster(PROMETHEUS_MULTIPROC_DIR=str(tmp_path), **LOADED)
     for number in range(KILLS):
         wanted = finalizing if number < BROKEN else busy
-        running.kill(eventually(partial(wanted, running)))
+        running.kill(eventually(partial(caught, wanted, running)))
         posted(publish_one())
         eventually(running.is_complete)
     eventually(is_settled, deadline_s=120)
@@ -147,17 +162,22 @@ def scraped(name):
     }
 
 
+def value(name, *labels):
+    """Return a sample; 0 where a scrape lacks it, for the database was too slow."""
+    return scraped(name).get(labels, 0)
+
+
 def test_ages_grow_while_the_collector_is_paused(redis_up, cluster):
     running = cluster()
     eventually(lambda: pauses.pause("processLedgerOutbox", actor="test"))
     publish_one()
-    waits = eventually(lambda: scraped("outbox_oldest_pending_age_seconds").get(()))
+    waits = eventually(partial(value, "outbox_oldest_pending_age_seconds"))
     pauses.pause("metricsCollect", actor="test")
     eventually(lambda: not JobRun.objects.filter(status="running").exists())
-    (age,) = scraped("metrics_sample_age_seconds").values()
-    beat = scraped("job_heartbeat_age_seconds")["metricsCollect",]
-    eventually(lambda: scraped("metrics_sample_age_seconds")[()] > age + 2)
+    age = eventually(partial(value, "metrics_sample_age_seconds"))
+    beat = eventually(partial(value, "job_heartbeat_age_seconds", "metricsCollect"))
+    eventually(lambda: value("metrics_sample_age_seconds") > age + 2)
     # Each was first read a moment later than the one before.
-    eventually(lambda: scraped("outbox_oldest_pending_age_seconds")[()] > waits + 2)
-    eventually(lambda: scraped("job_heartbeat_age_seconds")["metricsCollect",] > beat + 2)
+    eventually(lambda: value("outbox_oldest_pending_age_seconds") > waits + 2)
+    eventually(lambda: value("job_heartbeat_age_seconds", "metricsCollect") > beat + 2)
     running.stop()

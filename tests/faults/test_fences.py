@@ -8,10 +8,9 @@ from django.db.models.functions import Now
 
 from ledger.outbox import JOB as OUTBOX
 from recovery.leases import HOST
-from recovery.models import Job, JobRun
+from recovery.models import Job
 from splits import audit
-from splits.lifecycle import FINALIZE_JOB
-from splits.models import FinalizeStep, StepName
+from splits.models import FinalizeStep, SplitOrder, StepName
 from tests.faults.workload import BRISK, RESCUING, SHORT, Workload
 from tests.recovery.engine import client, row
 from tests.splits.endpoint import serving
@@ -45,7 +44,7 @@ def test_drain_that_lost_its_lock_leaves_it_to_the_next_holder(finalized, drain,
     zombie = drain(point, **SHORT)
     eventually(zombie.is_stopped)
     eventually(has_expired)
-    holder = drain("lease.acquired")
+    holder = drain("lease.acquired", JOB_LOCK_TTL_SEC="60")
     eventually(holder.is_stopped)
     before, lock, lease = contents(), client().get(LOCK), row(OUTBOX)
     assert lock.decode().startswith(f"{HOST}:{holder.pid}:")
@@ -86,7 +85,7 @@ def test_hung_worker_whose_order_another_cluster_finalized_writes_nothing(cluste
     first = cluster(RECOVERY_FAULTPOINTS="finalize.after_step.consume_source=stop", **BRISK)
     work = Workload(1)
     eventually(FinalizeStep.objects.filter(name=StepName.CONSUME_SOURCE).exists)
-    hung = JobRun.objects.get(job_id=FINALIZE_JOB, status="running").pid
+    hung = int(SplitOrder.objects.get().finalize_owner.split(":")[1])
     # Not the other workers: one stopped within a transaction would keep its job from everybody.
     *workers_and_monitor, pusher = first.forked()
     assert hung in workers_and_monitor

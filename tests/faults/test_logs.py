@@ -113,7 +113,10 @@ def test_uncaught_exception_and_warning_of_a_command_are_records(manage):
 def test_every_line_of_the_development_server_is_a_record(manage):
     web = Web(manage, DEBUG="true")
     assert web.ask("/nosuch?hush")[0] in (400, 404)
-    found = eventually(lambda: records(web.started.printed()[1]))
+    eventually(lambda: "GET /healthz HTTP/1.1" in web.started.printed()[1])
+    web.started.process.kill()
+    web.started.process.wait()
+    found = records(web.started.printed()[1])
     assert about(found, '"GET /healthz HTTP/1.1" 200 16', logger="django.server", status_code=200)
 
 

@@ -77,6 +77,8 @@ def test_one_grep_finds_web_failure_retry_and_posting(marked, manage, tmp_path):
     eventually(status_is(OrderStatus.FINALIZED))
     eventually(lambda: "entries_posted" in worker.printed()[1])
     eventually(lambda: f"split-order:{NUMBER}:finalized" in worker.printed()[1])
+    worker.signal(signal.SIGTERM)  # what it is about to log it logs
+    worker.finish()
     for name, started in (("web", web.started), ("broken", broken), ("worker", worker)):
         (tmp_path / f"{name}.log").write_text(started.printed()[1])
     assert_finalized_once(marked)

@@ -17,7 +17,7 @@ def proxy():
         yield found
 
 
-def connect(proxy):
+def connect(proxy, *, patience_s=60):
     config = connection.settings_dict
     return MySQLdb.connect(
         host="127.0.0.1",
@@ -25,7 +25,7 @@ def connect(proxy):
         user=config["USER"],
         password=config["PASSWORD"],
         database=config["NAME"],
-        read_timeout=1,
+        read_timeout=patience_s,
     )
 
 
@@ -79,7 +79,7 @@ def test_refused_and_swallowed_connections_come_back_when_mended(proxy):
     with pytest.raises(MySQLdb.OperationalError):
         connect(proxy)
     proxy.mend()
-    link = connect(proxy)
+    link = connect(proxy, patience_s=3)
     proxy.swallow()
     with pytest.raises(MySQLdb.OperationalError):
         link.query("SELECT 1")

@@ -74,7 +74,7 @@ def drain_asleep(manage: Manage) -> tuple[Started, int]:
 
     drain = eventually(taken)
     assert drain is not None
-    return drain, JobRun.objects.get(pid=drain.pid, status="running").fence
+    return drain, JobRun.objects.get(pid=drain.pid).fence
 
 
 def woken(sleeper: Started) -> dict[str, Any]:

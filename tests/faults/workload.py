@@ -26,7 +26,7 @@ SHORT = {
 
 BRISK = QUICK | {"JOB_FINALIZE_PERIOD_SEC": "2", "JOB_STUCK_PERIOD_SEC": "1"}
 """Environment of a cluster that takes over within seconds."""
-RESCUING = BRISK | {"JOB_FINALIZE_STUCK_THRESHOLD_SEC": "4"}
+RESCUING = BRISK | {"JOB_FINALIZE_STUCK_THRESHOLD_SEC": "8"}
 
 
 def run_now(job: str) -> Outcome:

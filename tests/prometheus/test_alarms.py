@@ -33,8 +33,9 @@ def test_killed_workers_are_missed_and_their_return_is_noticed(watched):
         seen.is_resolved(name)
     assert eventually(lambda: seen.query("sum(rate(job_runs_total[10s])) > 0"))
     it.kill()
-    eventually(lambda: "pending" in seen.states("JobSilent", job="metricsCollect"))
     alarm = seen.fires("JobSilent", job="metricsCollect", severity="critical")
+    waited = 'ALERTS{alertname="JobSilent",alertstate="pending",job="metricsCollect"}'
+    assert seen.query(f"count_over_time({waited}[10m])")
     assert "metricsCollect has been silent for" in alarm["annotations"]["summary"]
     seen.fires("JobSilent", job="processLedgerOutbox")
     seen.fires("ScrapeFailing", job="recovery-worker", severity="warning")

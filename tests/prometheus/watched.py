@@ -2,7 +2,7 @@
 
 import os
 import signal
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from recovery import schedules
@@ -19,7 +19,7 @@ HASTE = {
     "JOB_STUCK_PERIOD_SEC": "1",
     "JOB_PLANS_PERIOD_SEC": "1",
     "JOB_SEAL_PERIOD_SEC": "1",
-    "JOB_FINALIZE_STUCK_THRESHOLD_SEC": "1",
+    "JOB_FINALIZE_STUCK_THRESHOLD_SEC": "3",
     "JOB_OUTBOX_MAX_ATTEMPTS": "1",
     "JOB_FINALIZE_RETRY_LIMIT": "1",
     "JOB_LOCK_TTL_SEC": "4",
@@ -58,7 +58,8 @@ class Watched:
         """End the cluster at once, whole."""
         assert self.cluster is not None, "no cluster was started"
         for pid in self.cluster.family():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it went with its parent
+                os.kill(pid, signal.SIGKILL)
 
     def run(self, *arguments: str, **environment: str) -> Finished:
         """Run a command on the worker's host."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from django.conf import settings
@@ -94,7 +94,8 @@ class Demo:
 
     def clean_up(self):
         for pid in self.descendants():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it went with its parent
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
         self.log.close()
 
