@@ -163,14 +163,18 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
     def _wait_for_migrations(self) -> None:
         """Fork no worker on a schema that is older than this code.
 
-        What it lacks would fail each of its runs.
+        What it lacks would fail each of its runs. Once it lacks something, a database that does
+        not answer in time is no reason to begin.
         """
-        told = False
-        while not self.stopped_by and (missing := _missing_migrations()):
-            if not told:
+        awaited: list[str] = []
+        while not self.stopped_by:
+            missing = _missing_migrations()
+            if missing == [] or (missing is None and not awaited):
+                return
+            if missing and not awaited:
                 facts = {"missing": len(missing), "first": missing[0]}
                 logger.warning("migrations_awaited", extra=facts)
-            told = True
+            awaited = missing or awaited
             if self.sideport:
                 self.sideport.keep()
             self._sleep_until_next_second()
@@ -260,10 +264,10 @@ class GuardedCluster(Cluster):  # type: ignore[misc]
         self.sentinel.join(1)
 
 
-def _missing_migrations() -> list[str]:
-    """Return what the database lacks; nothing where it does not answer: ticks wait for it too."""
+def _missing_migrations() -> list[str] | None:
+    """Return what the database lacks; None where it does not answer: ticks wait for it too."""
     try:
         with probe_connection() as probe:
             return missing_migrations(probe)
     except (DatabaseError, InterfaceError):
-        return []
+        return None

@@ -181,7 +181,7 @@ def ticks_if_in_step() -> list[Tick] | None:
     One statement, for it is made every second on every host.
     """
     rows = Schedule.objects.filter(func=TASK).exclude(next_run=None).annotate(now=Now())
-    host, begun = time.time(), time.monotonic()
+    begun, host = time.monotonic(), time.time()  # a process that sleeps between them is not off
     ticks = [Tick(*row) for row in rows.values_list("pk", "name", "next_run", "now")]
     took_s = time.monotonic() - begun  # a clock that jumps meanwhile must not stretch it
     ahead_s = ticks[0].now.timestamp() - host if ticks else 0.0

@@ -159,3 +159,14 @@ def test_schedules_are_mended_at_the_start_and_now_and_then(cluster, monkeypatch
     cluster._mended_at -= module.MEND_EVERY_S
     cluster._tick()
     assert len(mended) == 2
+
+
+@pytest.mark.parametrize(("looks", "waits"), [([None], 0), ([["app.0002_x"], None, []], 2)])
+def test_database_that_does_not_answer_does_not_end_the_wait_for_its_migrations(
+    cluster, monkeypatch, looks, waits
+):
+    slept = []
+    monkeypatch.setattr(module, "_missing_migrations", iter(looks).__next__)
+    monkeypatch.setattr(cluster, "_sleep_until_next_second", lambda: slept.append(1))
+    cluster._wait_for_migrations()
+    assert len(slept) == waits
