@@ -180,6 +180,7 @@ class MariaDB(Server):
             binary("mariadb-install-db"),
             "--no-defaults",
             f"--datadir={self.folder / 'data'}",
+            self._own_tmpdir(),
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
             *_as_root(),
@@ -188,6 +189,12 @@ class MariaDB(Server):
         if done.returncode:
             raise ServerError(f"mariadb-install-db failed:\n{done.stdout}{done.stderr}")
         (self.folder / "init.sql").write_text(self._init_sql())
+
+    def _own_tmpdir(self) -> str:
+        # In a common one each server that starts removes the temporary tables of all others.
+        place = self.folder / "tmp"
+        place.mkdir(exist_ok=True)
+        return f"--tmpdir={place}"
 
     def _init_sql(self) -> str:
         password = f"IDENTIFIED BY '{self.password}'"
@@ -211,6 +218,7 @@ class MariaDB(Server):
             "--no-defaults",
             *_as_root(),
             f"--datadir={self.folder / 'data'}",
+            self._own_tmpdir(),
             f"--init-file={self.folder / 'init.sql'}",
             "--socket=server.sock",  # in the data folder: a path has 107 characters at most
             "--pid-file=server.pid",

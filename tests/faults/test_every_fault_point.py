@@ -40,6 +40,8 @@ ARCHIVE = ["archive.before_rename", "archive.after_rename", "archive.before_dele
 MATRIX = [*WITHIN, *BOUNDARIES, *IN_BATCH, *BESIDE_BATCH, *CONVOY, *PLANS, *ARCHIVE]
 
 AT_ONCE = 6
+HELD = {"DATABASE_IDLE_TRANSACTION_SEC": "600"}
+"""Environment of who is stopped in a transaction until all are, however long their starts take."""
 
 
 def fault_points_of_the_code() -> Iterator[str]:
@@ -70,8 +72,8 @@ def finalizers(manage):
     """Return what starts a finalizer for each order, each with a fault at a point of its own."""
 
     def one(number, point, action):
-        faults = {"RECOVERY_FAULTPOINTS": f"{point}={action}"}
-        return manage.start("finalize", number, "--json", env=faults)
+        env = HELD | {"RECOVERY_FAULTPOINTS": f"{point}={action}"}
+        return manage.start("finalize", number, "--json", env=env)
 
     def start(numbers, points, action):
         victims = []

@@ -144,9 +144,8 @@ def test_orders_that_hang_or_give_up_raise_their_alarms(watched):
 
 def hang_in_its_transaction(it, order):
     fault = f"finalize.in_step.{StepName.CREATE_OUTPUTS}=stop"
-    started = it.manage.start(
-        "finalize", order.number, env=it.env | {"RECOVERY_FAULTPOINTS": fault}
-    )
+    held = {"RECOVERY_FAULTPOINTS": fault, "DATABASE_IDLE_TRANSACTION_SEC": "600"}
+    started = it.manage.start("finalize", order.number, env=it.env | held)
     eventually(started.is_stopped)
     return started
 

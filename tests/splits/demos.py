@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from django.conf import settings
 
+from tests import servers
 from tests.splits.processes import wait_until
 
 DEADLINE_S = 240
@@ -22,11 +22,9 @@ FOREIGN = ("DATABASE_URL", "REDIS_URL", "RECOVERY_FAULTPOINTS", "PROMETHEUS_MULT
 
 
 def free_ports():
-    """Return two ports that were free a moment ago."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
+    """Return two ports that were free a moment ago, and that no outgoing connection takes."""
+    one, other = servers.free_port(), servers.free_port()
+    return (one, other) if one != other else free_ports()
 
 
 def environment(var, **environ):
