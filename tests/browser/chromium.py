@@ -16,6 +16,7 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
+LAUNCH_MS = 120_000
 
 
 class NoBrowserError(RuntimeError):
@@ -38,7 +39,9 @@ def path() -> str:
 def browser() -> Iterator[Browser]:
     """Yield a running browser."""
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path(), args=list(QUIET))
+        running = playwright.chromium.launch(
+            executable_path=path(), args=list(QUIET), timeout=LAUNCH_MS
+        )
         try:
             yield running
         finally:

@@ -5,6 +5,7 @@ import re
 import pytest
 from django.contrib.auth import get_user_model
 
+from tests.browser.conftest import PATIENCE_MS
 from tests.web import Web
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -28,6 +29,7 @@ def log_in(page, web):
 @pytest.mark.parametrize(("locale", "heading"), [("en-US", "Overview"), ("zh-CN", "总览")])
 def test_language_follows_the_browser(browser, web, locale, heading):
     with browser.new_context(locale=locale) as context:
+        context.set_default_timeout(PATIENCE_MS)
         mine = context.new_page()
         log_in(mine, web)
         assert heading in mine.inner_text("h1")

@@ -16,8 +16,11 @@ MOMENT = re.compile(r"'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6})'")
 
 
 def dump() -> str:
-    """Return a consistent copy of the database, taken while others work."""
-    return _client("mariadb-dump", "--single-transaction", "--hex-blob", _name())
+    """Return a consistent copy of the database, taken while others work.
+
+    Brought back under a live cluster, it replaces what that puts into a table just made anew.
+    """
+    return _client("mariadb-dump", "--single-transaction", "--hex-blob", "--replace", _name())
 
 
 def restore(backup: str) -> None:

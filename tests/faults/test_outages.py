@@ -27,7 +27,7 @@ def events(finished):
 
 
 def test_cluster_outlives_a_restart_of_redis(redis_up, cluster):
-    running_cluster = cluster()
+    running_cluster = cluster(REDIS_TIMEOUT_SEC="10")  # one that is only slow is not away
     posted(publish_one())
     redis_up.kill()
     posted(publish_one())
