@@ -19,6 +19,8 @@ from tests.splits.state import contents
 PLANS = Path(__file__).parent.parent / "data" / "cut_plans.csv"
 ORDERS = 1_557
 DEADLINE_S = 900
+PATIENT = {"JOB_LOCK_TTL_SEC": "60"}
+"""Environment of clusters of which none is killed: a run that is slow is not dead."""
 
 
 @pytest.mark.timeout(1_200)
@@ -30,7 +32,7 @@ def test_two_clusters_take_every_plan_to_the_ledger_once(
     first = manage("import_splits", str(PLANS), "--finalize", "--json").json()
     assert first == {"imported": ORDERS, "skipped": 0, "errors": []}
 
-    clusters = [manage.start("qcluster") for _ in range(2)]
+    clusters = [manage.start("qcluster", env=PATIENT) for _ in range(2)]
     eventually(_all_done, deadline_s=DEADLINE_S)
     for cluster in clusters:
         cluster.signal(signal.SIGTERM)

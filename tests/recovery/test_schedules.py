@@ -3,6 +3,7 @@
 import time
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from django_q.models import Schedule
@@ -386,3 +387,15 @@ def test_tick_with_redis_down_queues_in_the_table(redis_up):
     Ticker(get_broker()).tick()
     assert OrmQ.objects.count() == 1
     assert outbox().next_run > before
+
+
+def test_host_that_sleeps_between_its_two_clocks_is_in_step(monkeypatch):
+    def drowsy():
+        read = time.time()
+        time.sleep(0.1)
+        return read
+
+    mend()
+    monkeypatch.setattr(schedules, "time", SimpleNamespace(time=drowsy, monotonic=time.monotonic))
+    monkeypatch.setattr(schedules, "MAX_SKEW_S", 0.05)
+    assert schedules.ticks_if_in_step()
