@@ -2,11 +2,12 @@
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from django.conf import settings
 
-from tests.processes import Finished, Started
+from tests.processes import Finished, Started, is_stopped
 from tests.waiting import eventually
 
 
@@ -62,15 +63,21 @@ class Cluster:
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: pid not in self.started.family())
 
-    def stop(self, *, resumed: int | None = None) -> Finished:
+    def resume(self) -> None:
+        """Let go on whoever was stopped by SIGSTOP, at a fault point."""
+        for pid in filter(is_stopped, self.forked()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def stop(self, *, resuming: bool = False) -> Finished:
         """Stop in order; nothing is left of it.
 
-        A worker that was stopped by SIGSTOP is ``resumed`` once the cluster was told.
+        Whoever is stopped at a fault point is resumed once the cluster was told.
         """
         self.started.signal(signal.SIGTERM)
-        if resumed is not None:
+        if resuming:
             eventually(lambda: "cluster_stopping" in self.started.printed()[1])
-            os.kill(resumed, signal.SIGCONT)
+            eventually(lambda: self.resume() or self.started.has_ended())
         finished = self.started.finish()
         assert finished.returncode == 0, finished.stderr
         assert not self.started.family()

@@ -14,7 +14,6 @@ from ledger.outbox import JOB
 from recovery.clock import db_now
 from recovery.models import Job, JobRun
 from tests.faults.ledger import QUICK, held, is_posted, posted, publish_one
-from tests.processes import is_stopped
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -108,13 +107,12 @@ def test_killed_busy_worker_loses_nothing_and_posts_nothing_twice(rung, cluster)
     assert Transaction.objects.filter(event_key=entry.event_key).count() == 1
     assert not OutboxEntry.objects.exclude(attempts=0).exists()
     eventually(partial(goes_on, running_cluster, publish_one()))
-    running_cluster.stop()
+    running_cluster.stop(resuming=True)
 
 
 def goes_on(cluster, entry):
     """Resume who stopped at the fault point in its turn; tell whether the entry is posted."""
-    for pid in filter(is_stopped, cluster.forked()):
-        os.kill(pid, signal.SIGCONT)
+    cluster.resume()
     return is_posted(entry)
 
 

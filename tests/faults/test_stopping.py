@@ -65,9 +65,9 @@ def assert_let_go(job, status):
     assert (beat["run_id"], run.status) == (str(run.run_id), status)
 
 
-def stop_in_the_middle(cluster, run):
-    """Stop the cluster in order and then let the run go on, which was stopped in its batch."""
-    finished = cluster.stop(resumed=run.pid)
+def stop_in_the_middle(cluster):
+    """Stop the cluster in order and then let the run go on, which is held in its batch."""
+    finished = cluster.stop(resuming=True)
     assert "cluster_killed" not in finished.stderr, "it ended within its grace"
     assert finished.json()["stopped_by"] == "SIGTERM"
 
@@ -75,9 +75,9 @@ def stop_in_the_middle(cluster, run):
 def test_batch_under_way_is_ended_its_lock_released_and_its_heartbeat_final(redis_up, cluster):
     running_cluster = cluster(RECOVERY_FAULTPOINTS="outbox.before_commit=stop@1", **PATIENT)
     entry = publish_one()
-    run = eventually(held)
+    eventually(held)
     assert client().exists(f"lock:job:{JOB}")
-    stop_in_the_middle(running_cluster, run)
+    stop_in_the_middle(running_cluster)
     assert is_posted(entry)
     assert_let_go(JOB, "ok")
     assert not Job.objects.exclude(lease_owner="").exists()
@@ -88,8 +88,8 @@ def test_finalization_under_way_is_ended_and_the_next_is_not_begun(redis_up, clu
     orders = [SplitOrderFactory() for _ in range(3)]
     fault = {"RECOVERY_FAULTPOINTS": "finalize.in_step.create_outputs=stop@1"}
     running_cluster = cluster(**fault, **PATIENT)
-    run = eventually(partial(held, FINALIZE_JOB))
-    stop_in_the_middle(running_cluster, run)
+    eventually(partial(held, FINALIZE_JOB))
+    stop_in_the_middle(running_cluster)
     assert_finalized_once(orders[0])
     for order in orders[1:]:
         order.refresh_from_db()
