@@ -69,6 +69,10 @@ class Cluster:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
+    def _goes_on_to_its_end(self) -> bool:
+        self.resume()
+        return self.started.has_ended()
+
     def stop(self, *, resuming: bool = False) -> Finished:
         """Stop in order; nothing is left of it.
 
@@ -77,7 +81,7 @@ class Cluster:
         self.started.signal(signal.SIGTERM)
         if resuming:
             eventually(lambda: "cluster_stopping" in self.started.printed()[1])
-            eventually(lambda: self.resume() or self.started.has_ended())
+            eventually(self._goes_on_to_its_end)
         finished = self.started.finish()
         assert finished.returncode == 0, finished.stderr
         assert not self.started.family()

@@ -25,8 +25,11 @@ from tests.waiting import eventually
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.mariadb]
 
 SHORT_GRACE_S = 2
-UNTICKED = {"JOB_OUTBOX_PERIOD_SEC": "86400"}
-"""Environment of a cluster whose outbox runs for an entry alone: an idle run stops there too."""
+UNTICKED = {"JOB_OUTBOX_PERIOD_SEC": "86400", "REDIS_TIMEOUT_SEC": "3"}
+"""Environment of a cluster whose outbox runs for an entry alone: an idle run stops there too.
+
+And which does not go without a Redis that is only slow: the last heartbeat is in it.
+"""
 PATIENT = UNTICKED | {"JOB_LOCK_TTL_SEC": "60"}
 """The same, and a run that is held keeps its lock."""
 IMPATIENT = f"""

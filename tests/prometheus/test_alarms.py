@@ -114,8 +114,7 @@ def test_orders_that_hang_or_give_up_raise_their_alarms(watched):
     seen.is_resolved("OrdersStuck")
 
     # Three of them die between two steps.
-    for _ in range(3):
-        die_between_steps(it, SplitOrderFactory())
+    die_between_steps(it, *(SplitOrderFactory() for _ in range(3)))
     seen.fires("FinalizeStuckRepeatedly")
     seen.fires("OrdersOverdue")
 
@@ -150,11 +149,19 @@ def hang_in_its_transaction(it, order):
     return started
 
 
-def die_between_steps(it, order):
-    """Let a finalizer die, and wait until the order has been reset."""
+def die_between_steps(it, *orders):
+    """Let a finalizer of each order die, all at once, and wait until they have been reset."""
     fault = f"finalize.before_step.{StepName.CREATE_OUTPUTS}=crash"
-    eventually(lambda: it.run("finalize", order.number, RECOVERY_FAULTPOINTS=fault).returncode < 0)
-    eventually(lambda: not SplitOrder.objects.get(pk=order.pk).finalize_in_progress)
+    left = [order.number for order in orders]
+
+    def died():
+        tries = [(it.start("finalize", who, RECOVERY_FAULTPOINTS=fault), who) for who in left]
+        left[:] = [who for started, who in tries if started.finish().returncode >= 0]
+        return not left
+
+    eventually(died)
+    of_them = SplitOrder.objects.filter(pk__in=[order.pk for order in orders])
+    eventually(lambda: not of_them.filter(finalize_in_progress=True).exists())
 
 
 def test_records_that_are_not_kept_and_seals_that_are_gone_raise_their_alarms(watched, tmp_path):

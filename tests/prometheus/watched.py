@@ -63,5 +63,9 @@ class Watched:
 
     def run(self, *arguments: str, **environment: str) -> Finished:
         """Run a command on the worker's host."""
+        return self.start(*arguments, **environment).finish()
+
+    def start(self, *arguments: str, **environment: str) -> Started:
+        """Start a command on the worker's host."""
         place = {"PROMETHEUS_MULTIPROC_DIR": self.hosts["worker"]}
-        return self.manage(*arguments, env=self.env | environment | place)
+        return self.manage.start(*arguments, env=self.env | environment | place)
