@@ -14,11 +14,16 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import translation
 
 from recovery import faultpoints, leftovers, link, stopping
+from tests import emptying
 from tests.processes import Manage
 from tests.waiting import eventually as wait_until
 
-hypothesis.settings.register_profile("default", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+SLOW = [hypothesis.HealthCheck.too_slow]
+"""What says nothing of a test, but of what else the machine had to do."""
+hypothesis.settings.register_profile("default", deadline=None, suppress_health_check=SLOW)
+hypothesis.settings.register_profile(
+    "ci", deadline=None, suppress_health_check=SLOW, derandomize=True
+)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
@@ -57,6 +62,13 @@ def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> No
     if connection.vendor == "sqlite":
         path = tmp_path_factory.mktemp("database") / "test.sqlite3"
         connection.settings_dict["TEST"]["NAME"] = str(path)
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
+    """Have Django make the test database, and empty its tables quickly."""
+    with django_db_blocker.unblock():
+        emptying.keep_permissions()
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ def _defaults(settings):
     settings.JOB_BACKOFF_JITTER = 0
 
 
-each = profile(suppress_health_check=[HealthCheck.function_scoped_fixture])
+each = profile(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize(
