@@ -44,9 +44,11 @@ def known_jobs():
 
 
 @pytest.fixture
-def early_in_a_slot():
-    """Start the test well before the next slot of the outbox, so that none passes within it."""
-    while db_now().timestamp() % 10 > 7:
+def once_a_day(settings):
+    """Let all jobs tick once a day, and not within the test."""
+    for job in registry.all_jobs():
+        setattr(settings, job.period_setting, schedules.DAY_S)
+    while db_now().timestamp() % schedules.DAY_S > schedules.DAY_S - 60:
         time.sleep(0.1)
 
 
@@ -153,14 +155,14 @@ def test_tick_is_kept_when_anything_but_the_cron_was_changed():
     assert (row.repeats, row.args, row.hook) == (-1, "('processLedgerOutbox',)", None)
 
 
-@pytest.mark.usefixtures("early_in_a_slot")
 def test_changed_period_moves_the_tick(settings):
     mend()
     settings.JOB_OUTBOX_PERIOD_SEC = 3_600
+    before = db_now()
     mend()
     row = outbox()
     assert row.cron == "0 */1 * * * 0"
-    assert row.next_run == next_slot(row.cron, db_now())
+    assert next_slot(row.cron, before) <= row.next_run <= next_slot(row.cron, db_now())
 
 
 def test_missing_tick_is_set_again():
@@ -210,15 +212,15 @@ def of_newer_code():
     ("signs", "kept"),
     [
         ({}, True),
-        ({"made_s": 295}, True),
-        ({"made_s": 305}, False),
-        ({"made_s": 9_999, "beat_s": 295}, True),
-        ({"made_s": 9_999, "beat_s": 305}, False),
-        ({"beat_s": 305}, False),
-        ({"made_s": 3 * 86_400 - 60, "period_s": 86_400}, True),
-        ({"made_s": 3 * 86_400 + 60, "period_s": 86_400}, False),
-        ({"beat_s": 295, "cron": ""}, True),
-        ({"beat_s": 305, "cron": "nonsense"}, False),
+        ({"made_s": 200}, True),
+        ({"made_s": 301}, False),
+        ({"made_s": 9_999, "beat_s": 200}, True),
+        ({"made_s": 9_999, "beat_s": 301}, False),
+        ({"beat_s": 301}, False),
+        ({"made_s": 3 * 86_400 - 100, "period_s": 86_400}, True),
+        ({"made_s": 3 * 86_400 + 1, "period_s": 86_400}, False),
+        ({"beat_s": 200, "cron": ""}, True),
+        ({"beat_s": 301, "cron": "nonsense"}, False),
     ],
 )
 def test_ticks_of_newer_codes_job_are_left_alone_while_it_lives(of_newer_code, signs, kept):
@@ -261,7 +263,7 @@ def test_hung_holder_of_a_row_keeps_nobody_from_mending_the_others(monkeypatch):
     assert Schedule.objects.filter(name=OUTBOX).count() == 1
 
 
-@pytest.mark.usefixtures("early_in_a_slot")
+@pytest.mark.usefixtures("once_a_day")
 def test_tick_starts_what_is_due_once_and_moves_on_to_the_next_slot(pushes):
     mend()
     only_outbox()
@@ -270,21 +272,22 @@ def test_tick_starts_what_is_due_once_and_moves_on_to_the_next_slot(pushes):
     assert ticker.tick()
     assert ticker.tick()
     assert (len(pushes.tasks), ticker.ticks) == (1, 1)
-    assert outbox().next_run == next_slot("* * * * * */10", db_now())
+    assert outbox().next_run == next_slot("0 0 * * * 0", db_now())
 
 
+@pytest.mark.usefixtures("once_a_day")
 def test_nothing_due_is_no_tick(pushes):
     mend()
     ticker = Ticker(pushes)
-    only_outbox()
-    Schedule.objects.update(next_run=db_now() + timedelta(seconds=5))
+    Schedule.objects.update(next_run=db_now() + timedelta(hours=1))
     assert ticker.tick()
     assert (pushes.tasks, ticker.ticks) == ([], 0)
 
 
+@pytest.mark.usefixtures("once_a_day")
 def test_second_without_a_tick_costs_one_query(pushes, django_assert_num_queries):
     mend()
-    Schedule.objects.update(next_run=db_now() + timedelta(seconds=5))
+    Schedule.objects.update(next_run=db_now() + timedelta(hours=1))
     with django_assert_num_queries(1):
         assert Ticker(pushes).tick()
 
@@ -295,7 +298,7 @@ def test_nothing_scheduled_is_no_tick_and_no_wrong_clock(pushes, caplog):
     assert (pushes.tasks, ticker.ticks, warnings(caplog)) == ([], 0, [])
 
 
-@pytest.mark.usefixtures("early_in_a_slot")
+@pytest.mark.usefixtures("once_a_day")
 def test_missed_ticks_are_one(pushes):
     mend()
     only_outbox()
@@ -307,7 +310,7 @@ def test_missed_ticks_are_one(pushes):
     assert outbox().next_run > db_now() - timedelta(seconds=1)
 
 
-@pytest.mark.usefixtures("early_in_a_slot")
+@pytest.mark.usefixtures("once_a_day")
 def test_two_hosts_ticking_at_once_start_it_once():
     mend()
     only_outbox()
@@ -325,9 +328,10 @@ def test_tick_set_far_ahead_is_pulled_back(pushes, caplog):
     assert warnings(caplog) == ["tick_pulled_back"]
 
 
+@pytest.mark.usefixtures("once_a_day")
 def test_tick_one_period_ahead_is_left(pushes):
     mend()
-    ahead = db_now() + timedelta(seconds=10)
+    ahead = db_now() + timedelta(days=1)
     Schedule.objects.filter(name=OUTBOX).update(next_run=ahead)
     Ticker(pushes).tick()
     assert abs(outbox().next_run - ahead) < timedelta(milliseconds=1)
@@ -340,7 +344,23 @@ def test_pulling_back_a_tick_another_host_moved_meanwhile_changes_nothing():
     assert outbox().next_run == kept
 
 
-@pytest.mark.parametrize("off_s", [-7_200, -1.5, 1.5, 7_200])
+@pytest.mark.parametrize(
+    ("ahead_s", "took_s", "in_step"),
+    [
+        (1.0, 0, True),
+        (1.1, 0, False),
+        (1.1, 0.2, True),
+        (30.9, 30, True),
+        (-1.0, 0, True),
+        (-1.1, 0, False),
+        (-1.1, 30, False),
+    ],
+)
+def test_clocks_are_in_step_within_a_second_and_the_time_of_the_question(ahead_s, took_s, in_step):
+    assert schedules.is_in_step(ahead_s, took_s) is in_step
+
+
+@pytest.mark.parametrize("off_s", [-7_200, -300, 300, 7_200])
 def test_host_whose_clock_is_off_leaves_the_tick_and_says_it_once(
     pushes, monkeypatch, caplog, off_s
 ):
@@ -375,6 +395,7 @@ def test_host_within_a_second_ticks(pushes, monkeypatch, off_s):
     assert Ticker(pushes).tick()
 
 
+@pytest.mark.usefixtures("once_a_day")
 def test_tick_with_redis_down_queues_in_the_table(redis_up):
     from django_q.brokers import get_broker
     from django_q.models import OrmQ
