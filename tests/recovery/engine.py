@@ -1,6 +1,7 @@
 """Jobs, locks, threads and servers for tests of the engine."""
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from recovery import link, registry
 from recovery.models import Job, JobRun
 from recovery.registry import Batch
 
-DEADLINE_S = 40
+DEADLINE_S = 120
 NAME = "testJob"
 FAILED = 99
 
@@ -35,7 +36,19 @@ def register(
 
 def client() -> redis.Redis:
     """Return a client of the test's Redis."""
-    return link.connect(settings.REDIS_URL, socket_timeout=5)
+    return link.connect(settings.REDIS_URL, socket_timeout=60)
+
+
+def connects(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return the list to which is added whatever a socket of this process connects to from now."""
+    addresses, connect = [], socket.socket.connect
+
+    def connecting(self: socket.socket, address: Any) -> None:
+        addresses.append(address)
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connecting)
+    return addresses
 
 
 def in_thread(action: Callable[[], Any]) -> Any:

@@ -63,7 +63,7 @@ def test_stop_flag_is_set_once_its_maker_is_gone():
     def watch(flag):
         before = flag.is_set()
         os.write(ready, b"ready")
-        after = flag.wait(30)
+        after = flag.wait(60)
         os.write(writing, f"{before} {after} {stopping.asked()}".encode())
 
     assert forked(make) == 0
@@ -93,9 +93,10 @@ def test_sentinel_that_hangs_is_replaced(cluster):
 
 
 def test_sentinel_shows_in_each_round_that_it_does_not_hang():
+    begun = now()
     module._guarded_at.value = 0
     StopFlag().wait(0)
-    assert now() - module._guarded_at.value < 10
+    assert module._guarded_at.value >= begun
 
 
 def test_sentinels_that_die_again_and_again_end_the_cluster(cluster, monkeypatch):

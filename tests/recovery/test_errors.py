@@ -28,6 +28,8 @@ from tests.admin import server_set
 from tests.waiting import eventually
 
 UPDATE = "UPDATE recovery_job SET fence = fence + 1 WHERE name = %s"
+WAIT_S = 100
+"""How long a statement waits for what a slow machine does meanwhile."""
 DATABASE_ERRORS = [DatabaseError, DataError, IntegrityError, OperationalError, ProgrammingError]
 
 
@@ -103,7 +105,9 @@ class Elsewhere(threading.Thread):
 
 
 @pytest.mark.mariadb
-def test_deadlock_is_infrastructure(rows, second_connection):
+def test_deadlock_is_infrastructure(rows, spoilt, second_connection):
+    for each in (connection, second_connection):
+        execute(f"SET innodb_lock_wait_timeout = {WAIT_S}", on=each)
     with transaction_on(connection, second_connection):
         execute(UPDATE, "a")
         execute(UPDATE, "b", on=second_connection)
@@ -143,7 +147,7 @@ def test_lock_of_a_client_that_falls_silent_in_a_transaction_goes_by_itself(
     execute(UPDATE, "a", on=second_connection)
     execute(UPDATE, "a")
     error = refusal(lambda: execute(UPDATE, "b", on=second_connection))
-    assert code_of(error) == 2006
+    assert code_of(error) in (2006, 2013)  # as far as the client comes before it notices
     assert is_passing(error)
 
 
@@ -181,6 +185,7 @@ def test_killed_connection_is_infrastructure_and_a_retry_gets_another(rows, seco
 
 @pytest.mark.mariadb
 def test_interrupted_statement_is_infrastructure(rows, second_connection):
+    execute(f"SET innodb_lock_wait_timeout = {WAIT_S}", on=second_connection)
     with transaction_on(connection):
         execute(UPDATE, "a")
         other = Elsewhere(UPDATE, "a", on=second_connection)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 from django.db import connection, transaction
@@ -14,6 +15,7 @@ from recovery.registry import Batch
 from tests.recovery.engine import (
     NAME,
     client,
+    connects,
     expire,
     in_thread,
     in_threads,
@@ -31,6 +33,11 @@ KEY = "lock:job:testJob"
 @pytest.fixture(autouse=True)
 def job(monkeypatch):
     return register(monkeypatch)
+
+
+def pinged():
+    with suppress(link.RedisDownError):
+        return link.call(lambda it: it.ping())
 
 
 def release(lease):
@@ -161,7 +168,7 @@ def test_late_extension_leaves_the_next_holders_key(redis_up):
 
 def test_extension_gives_the_key_a_whole_time_to_live(redis_up, settings):
     lease = leases.acquire(NAME)
-    client().pexpire(KEY, 1_000)
+    client().pexpire(KEY, settings.JOB_LOCK_TTL_SEC * 400)
     lease.extend()
     assert client().pttl(KEY) > settings.JOB_LOCK_TTL_SEC * 500
 
@@ -182,21 +189,23 @@ def test_stopped_redis_leaves_the_row(redis_up, caplog):
     assert [r.getMessage() for r in caplog.records].count("redis_down") == 1
 
 
-def test_frozen_redis_is_given_up_within_its_time_out(redis_up):
+def test_frozen_redis_is_given_up_within_its_time_out(redis_up, settings, monkeypatch):
+    settings.REDIS_TIMEOUT_SEC = 0.5
     redis_up.pause()
-    before = time.monotonic()
+    tried = connects(monkeypatch)
     leases.acquire(NAME)
-    assert time.monotonic() - before < 8, "redis-py's own retries would take 14 s"
+    assert len(tried) == 1, "redis-py alone would try again and again"
 
 
-def test_key_of_a_call_that_was_given_up_keeps_nobody_of_its_family_out(redis_up):
-    release(leases.acquire(NAME))  # connected, it sends the command before it has to give up
+def test_key_of_a_call_that_was_given_up_keeps_nobody_of_its_family_out(redis_up, settings):
+    settings.REDIS_TIMEOUT_SEC = 1.0
+    eventually(pinged)  # connected, it sends the command before it has to give up
     redis_up.pause()
     release(leases.acquire(NAME))
     redis_up.resume()
     link.reset()
     eventually(lambda: client().exists(KEY))
-    assert leases.acquire(NAME).fence == 3
+    assert leases.acquire(NAME).fence == 2
     with pytest.raises(HeldError, match=f"held by {leases.HOST}:"):
         leases.acquire(NAME)
 
@@ -276,11 +285,13 @@ def test_missing_row_is_made_once_by_racing_holders(rung):
 
 @pytest.mark.mariadb
 def test_row_locked_by_a_hanging_transaction_means_held(rung):
-    with row_held():
-        before = time.monotonic()
-        with pytest.raises(HeldError):
+    with connection.cursor() as cursor:  # who waits has the row in the end, and is not refused
+        cursor.execute("SET innodb_lock_wait_timeout = 1000")
+    try:
+        with row_held(), pytest.raises(HeldError):
             leases.acquire(NAME)
-        assert time.monotonic() - before < 8, "innodb_lock_wait_timeout is 10 s"
+    finally:
+        connection.close()
     assert leases.acquire(NAME).fence == 1
 
 
@@ -292,19 +303,19 @@ def test_row_locked_for_a_moment_skips_no_run(no_redis, monkeypatch):
     def pause(_seconds):
         tried.append(True)
         let_go.set()
-        holder.join(10)
+        holder.join(60)
 
     def hold():
         with transaction.atomic():
             Job.objects.select_for_update().get(name=NAME)
             held.set()
-            let_go.wait(10)
+            let_go.wait(60)
         connection.close()
 
     held = threading.Event()
     holder = threading.Thread(target=hold)
     holder.start()
-    assert held.wait(10)
+    assert held.wait(60)
     monkeypatch.setattr(leases.time, "sleep", pause)
     assert leases.acquire(NAME).fence == 1
     assert tried
@@ -313,4 +324,4 @@ def test_row_locked_for_a_moment_skips_no_run(no_redis, monkeypatch):
 def test_time_of_a_lease_is_the_databases(no_redis, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)
     lease = leases.acquire(NAME)
-    assert abs((lease.now() - row().last_started_at).total_seconds()) < 5
+    assert abs((lease.now() - row().last_started_at).total_seconds()) < 300

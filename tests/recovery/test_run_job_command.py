@@ -15,6 +15,8 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.django_db(transaction=True)
 
 OUTBOX = "processLedgerOutbox"
+LONG = {"JOB_LOCK_TTL_SEC": "3600", "JOB_TASK_TIMEOUT_SEC": "7200"}
+"""A lease that outlasts the start of any other process."""
 
 
 def run(capsys, name=NAME):
@@ -103,7 +105,8 @@ def test_terminate_ends_the_run_after_its_batch(rung, monkeypatch, capsys):
 
 
 def test_killed_run_is_taken_over_and_buried(manage):
-    killed = manage.start("run_job", OUTBOX, env={"RECOVERY_FAULTPOINTS": "lease.acquired=crash"})
+    fault = {"RECOVERY_FAULTPOINTS": "lease.acquired=crash"}
+    killed = manage.start("run_job", OUTBOX, env=LONG | fault)
     assert killed.finish().returncode == -signal.SIGKILL
     assert statuses(OUTBOX) == ["running"]
     assert manage("run_job", OUTBOX).returncode == 3
@@ -121,7 +124,8 @@ def test_injected_error_at_the_start_is_a_failed_run(manage):
 
 
 def test_frozen_run_blocks_its_job_until_it_goes_on(manage):
-    frozen = manage.start("run_job", OUTBOX, env={"RECOVERY_FAULTPOINTS": "lease.acquired=stop"})
+    fault = {"RECOVERY_FAULTPOINTS": "lease.acquired=stop"}
+    frozen = manage.start("run_job", OUTBOX, env=LONG | fault)
     eventually(frozen.is_stopped)
     assert manage("run_job", OUTBOX).returncode == 3
     frozen.signal(signal.SIGCONT)

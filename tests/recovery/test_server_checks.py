@@ -2,7 +2,6 @@
 
 import socketserver
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +14,7 @@ from recovery.checks.databases import check_database
 from recovery.checks.redis_server import check_redis
 from tests import servers
 from tests.processes import Manage
-from tests.recovery.engine import client
+from tests.recovery.engine import client, connects
 
 DEFAULT = ["default"]
 
@@ -193,12 +192,12 @@ def test_redis_that_is_not_there_is_told(settings):
     assert "hush" not in str(redis())
 
 
-def test_redis_that_hangs_is_told_soon(redis_up, settings):
+def test_redis_that_hangs_is_told_soon(redis_up, settings, monkeypatch):
     settings.REDIS_TIMEOUT_SEC = 0.2
     redis_up.pause()
-    begun = time.monotonic()
+    tried = connects(monkeypatch)
     assert only(redis(), "Timeout", "degraded") == "recovery.W010"
-    assert time.monotonic() - begun < 10, "a client that retries takes longer"
+    assert len(tried) == 1, "a client that retries takes longer"
 
 
 def test_redis_that_wants_another_password_is_told(redis_up):
