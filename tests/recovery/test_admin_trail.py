@@ -34,11 +34,14 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(autouse=True)
 def _folders(settings, tmp_path, no_redis):
-    """Keep both tiers in folders of the test."""
+    """Keep both tiers in folders of the test, and have time to read them."""
     stores = copy.deepcopy(settings.STORAGES)
     for alias in ("audit_archive", "audit_cold"):
         stores[alias]["OPTIONS"]["location"] = str(tmp_path / alias)
     settings.STORAGES = stores
+    with pytest.MonkeyPatch.context() as patch:  # of its own: some tests undo all of theirs
+        patch.setattr(trail, "WAIT_S", 600)
+        yield
 
 
 def url(**query):

@@ -26,7 +26,8 @@ RULE = next(rule for rule in retention.all_rules() if rule.name == "job_runs")
 
 
 @pytest.fixture(autouse=True)
-def _no_redis(no_redis):
+def _no_redis(no_redis, settings):
+    settings.JOB_TIME_BUDGET_SEC = 600  # one run is enough
     Job.objects.create(name=NAME)
 
 

@@ -1,6 +1,7 @@
 """``manage.py selfcheck``: five questions a job; each says no, and why, when it is broken."""
 
 import json
+import re
 import sqlite3
 from contextlib import contextmanager
 from datetime import timedelta
@@ -299,23 +300,24 @@ def test_job_can_be_taken_at_once_after_it_was_asked(rung, job):
 # A heartbeat?
 
 
-@pytest.mark.parametrize(("age_s", "ok"), [(25, True), (35, False)])
+@pytest.mark.parametrize(("age_s", "ok"), [(1_500, True), (2_000, False)])
+@pytest.mark.usefixtures("long_periods")
 def test_heartbeat_that_is_silenced_for_three_periods_is_a_no(no_redis, job, age_s, ok):
     Job.objects.filter(name=NAME).update(heartbeat_at=db_now() - timedelta(seconds=age_s))
     answer = ask("heartbeat")
     assert answer.ok is ok
     if ok:
-        assert "its row beat 25." in answer.evidence
-        assert "at most 30 s allowed" in answer.evidence
+        assert re.search(r"its row beat 15\d\d\.\d s ago, at most 1800 s allowed", answer.evidence)
     else:
-        assert "last heartbeat 35 s ago, more than 30 s" in answer.evidence
+        assert re.search(r"last heartbeat 20\d\d s ago, more than 1800 s", answer.evidence)
         assert "qcluster" in answer.remedy
 
 
-def test_heartbeat_that_no_run_writes_any_more_is_a_no(rung, job, monkeypatch):
+def test_heartbeat_that_no_run_writes_any_more_is_a_no(rung, job, settings, monkeypatch):
+    settings.JOB_OUTBOX_PERIOD_SEC = 60
     runner.run_job(NAME)
     assert ask("heartbeat").ok
-    old = db_now() - timedelta(minutes=1)
+    old = db_now() - timedelta(minutes=10)
     Job.objects.filter(name=NAME).update(heartbeat_at=old)
     genuine = JobQuerySet.update
     monkeypatch.setattr(heartbeats, "beat", lambda *_, **__: None)
@@ -766,7 +768,7 @@ def test_running_cluster_passes(manage, eventually):
         return done.returncode == 0
 
     eventually(lambda: Job.objects.get(name=OUTBOX).last_status == "ok")
-    eventually(passes)
+    eventually(passes, deadline_s=120)
     assert not cluster.has_ended()
     assert not JobRun.objects.exclude(status__in=("ok", "running")).exists()
 

@@ -8,8 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -18,9 +17,7 @@ from django.test import RequestFactory
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from recovery import runner, tracing
-from recovery.cluster import GRACE_S
 from recovery.models import JobRun
-from recovery.tracing import spans
 from tests.logs import kept
 from tests.recovery.engine import register
 from tests.tracing import PARENT, REMOTE, TRACE, id_of, links_of, parent_of, trace_of, traced
@@ -245,41 +242,50 @@ def test_collector_that_is_away_keeps_nobody():
 
 @contextmanager
 def deaf():
-    """Run a collector that takes connections and never answers; yield its address."""
+    """Run a collector that takes connections and never answers; yield its address and itself."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", server
+
+
+def connections_to(server):
+    """Return how many connections were made to a server that has accepted none."""
+    server.setblocking(False)
+    count = 0
+    with suppress(BlockingIOError):
+        while True:
+            server.accept()[0].close()
+            count += 1
+    return count
 
 
 FULL = """
-import time
 from recovery import tracing
 for _ in range(2_000):
     with tracing.span("x"):
         pass
-print(time.monotonic(), flush=True)
 """
 
 
 def test_process_with_all_it_can_keep_does_not_wait_longer_for_a_deaf_collector():
     # Two thousand spans go in ten requests, each of which alone waits as long.
-    with deaf() as url:
+    with deaf() as (url, server):
         environment = {"TRACING_ENABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
         haste = {"OTEL_BSP_SCHEDULE_DELAY": "600000", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "200"}
         done = python(f"{SET_UP}{FULL}", PYTHONWARNINGS="ignore", **environment, **haste)
-        waited_s = time.monotonic() - float(done.stdout)
+        requests = connections_to(server)
     assert done.returncode == 0, done.stderr
-    assert waited_s < 5 * spans.LEAVE_S
+    assert 1 <= requests <= 3
 
 
 @pytest.mark.django_db(transaction=True)
 def test_deaf_collector_keeps_no_run_and_no_cluster_from_its_end(manage, no_redis):
-    with deaf() as url:
+    with deaf() as (url, _server):
         environment = {"TRACING_ENABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
         cluster = manage.start("qcluster", env=environment | {"JOB_METRICS_PERIOD_SEC": "1"})
         ran = JobRun.objects.filter(job_id="metricsCollect", status="ok")
         eventually(lambda: ran.count() >= 3)
         cluster.signal(signal.SIGTERM)
-        ended = cluster.finish(timeout_s=GRACE_S)
+        ended = cluster.finish()
     assert ended.returncode == 0, ended.stderr
     assert "cluster_killed" not in ended.stderr
 

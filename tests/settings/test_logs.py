@@ -289,7 +289,7 @@ def process(script: str, *, style: str = "json") -> tuple[int, str]:
         cwd=settings.BASE_DIR,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
     return done.returncode, done.stderr
@@ -376,6 +376,8 @@ def test_logs_are_json_unless_a_terminal_reads_them(style, is_json):
 
 def test_long_lines_of_many_processes_do_not_mix():
     script = """
+import settings.logs
+settings.logs.TURN_PATIENCE_S = 60
 def clerk():
     for _ in range(25):
         log.info("long", extra={f"field_{n}": "x" * 3_900 for n in range(10)})

@@ -12,4 +12,5 @@ def folders(settings, tmp_path, no_redis, transactional_db):
     for alias, name in (("audit_archive", "warm"), ("audit_cold", "cold")):
         stores[alias]["OPTIONS"]["location"] = str(tmp_path / name)
     settings.STORAGES = stores
+    settings.JOB_TIME_BUDGET_SEC = 600  # one run is enough
     return tmp_path
