@@ -93,7 +93,8 @@ class Meter:
         """Keep what was used since the start."""
         self.wall_s = time.perf_counter() - self._started
         total, idle = (now - then for now, then in zip(_machine_ticks(), self._ticks, strict=True))
-        self.busy = 1 - idle / total if total else 0.0
+        # A machine that is itself a guest may have its idle ticks corrected.
+        self.busy = min(max(1 - idle / total, 0.0), 1.0) if total else 0.0
         self.used_s = {pid: cpu_s(pid) - before for pid, before in self._cpu.items()}
         return self
 

@@ -64,8 +64,13 @@ class Site:
         return asked(self.port, path, method, headers)
 
     def scrape(self) -> Series:
-        """Return what /metrics exports, by name and label values."""
-        status, body = self.ask("/metrics", headers=BEARER)
+        """Return what /metrics exports, by name and labels, once nobody holds it."""
+
+        def answered() -> tuple[int, str] | None:
+            status, body = self.ask("/metrics", headers=BEARER)
+            return None if status == 503 else (status, body)
+
+        status, body = eventually(answered)
         assert status == 200, body
         return series(body)
 

@@ -194,7 +194,7 @@ def test_frozen_redis_is_given_up_within_its_time_out(redis_up, settings, monkey
     redis_up.pause()
     tried = connects(monkeypatch)
     leases.acquire(NAME)
-    assert len(tried) == 1, "redis-py alone would try again and again"
+    assert len(tried) == 1, "one try"
 
 
 def test_key_of_a_call_that_was_given_up_keeps_nobody_of_its_family_out(redis_up, settings):

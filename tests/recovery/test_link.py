@@ -76,7 +76,7 @@ def test_frozen_server_is_given_up_within_its_time_out(redis_up, settings, monke
     tried = connects(monkeypatch)
     with pytest.raises(RedisDownError):
         ping()
-    assert len(tried) == 1, "redis-py alone would try again and again"
+    assert len(tried) == 1, "one try"
 
 
 def test_restarted_server_is_no_outage_for_connections_from_before(redis_up, caplog):

@@ -241,7 +241,7 @@ def test_workers_that_are_recycled_all_the_time_lose_no_run(manage, tmp_path):
         processes.update(JobRun.objects.values_list("pid", flat=True))
         return len(processes) > 2 * settings.Q_CLUSTER["workers"]
 
-    eventually(have_recycled)
+    eventually(have_recycled, deadline_s=120)
     eventually(lambda: runs("metricsCollect") > 0)
     eventually(lambda: len(list(tmp_path.glob("*.db"))) < 6 * settings.Q_CLUSTER["workers"])
     cluster.started.signal(15)

@@ -197,7 +197,7 @@ def test_redis_that_hangs_is_told_soon(redis_up, settings, monkeypatch):
     redis_up.pause()
     tried = connects(monkeypatch)
     assert only(redis(), "Timeout", "degraded") == "recovery.W010"
-    assert len(tried) == 1, "a client that retries takes longer"
+    assert len(tried) == 1, "one try"
 
 
 def test_redis_that_wants_another_password_is_told(redis_up):
