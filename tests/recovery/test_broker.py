@@ -18,6 +18,7 @@ LIST = "django_q:recovery:q"
 @pytest.fixture
 def broker(monkeypatch):
     monkeypatch.setattr(module, "LEFTOVERS_EVERY_S", 0.0)
+    monkeypatch.setattr(link, "POP_TIMEOUT_S", 0.05)  # nobody pushes meanwhile
     monkeypatch.setattr(module.time, "sleep", lambda _seconds: None)
     return RungBroker("recovery")
 
