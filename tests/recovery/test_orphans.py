@@ -25,13 +25,13 @@ def test_child_is_killed_when_its_parent_dies():
 
     def child(ask_kernel):
         ask_kernel()
-        signal.alarm(60)
+        signal.alarm(120)
         os.write(asking, b"1")
         signal.pause()
 
     assert forked(parent) == -signal.SIGKILL
     os.close(writing)
-    gone, _, _ = select([reading], [], [], 30)  # nobody is left who could write
+    gone, _, _ = select([reading], [], [], 60)  # nobody is left who could write
     assert gone
 
 
