@@ -146,7 +146,7 @@ def test_two_runs_at_once_do_not_mix_their_names(no_redis, monkeypatch):
     begun = threading.Barrier(2)
 
     def work(run):
-        begun.wait(30)
+        begun.wait(100)
         logger.info("meanwhile", extra={"mine": str(run.run_id)})
         return Batch()
 
@@ -159,7 +159,7 @@ def test_two_runs_at_once_do_not_mix_their_names(no_redis, monkeypatch):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(150)
     said = [it for it in lines if it["event"] == "meanwhile"]
     assert sorted(it["job"] for it in said) == ["firstJob", "secondJob"]
     assert all(it["run_id"] == it["mine"] for it in said)

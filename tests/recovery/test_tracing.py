@@ -226,10 +226,17 @@ print([child.exitcode for child in children])
 """
 
 
+PATIENT = """
+from recovery.tracing import spans
+spans.LEAVE_S = 60
+"""
+
+
 def test_parent_and_what_it_forks_send_their_own_spans():
     with collector() as (url, names):
         environment = {"TRACING_ENABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
-        done = python(f"{SET_UP}{FORKS}", PYTHONWARNINGS="ignore", **environment)
+        patience = {"OTEL_EXPORTER_OTLP_TIMEOUT": "60", "PYTHONWARNINGS": "ignore"}
+        done = python(f"{SET_UP}{PATIENT}{FORKS}", **environment, **patience)
         assert json.loads(done.stdout) == [0, 0, 0], done.stderr
         eventually(lambda: sorted(names) == ["child 0", "child 1", "child 2", "parent"])
 
