@@ -2,7 +2,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks import machine
+
+pytestmark = pytest.mark.once
 
 
 def test_own_processor_time_and_memory_are_read():

@@ -2,6 +2,8 @@ import pytest
 
 from benchmarks.options import FULL_SIZES, SECTIONS, parse
 
+pytestmark = pytest.mark.once
+
 
 def test_everything_is_measured_unless_said_otherwise():
     assert parse([]).only == tuple(SECTIONS)

@@ -15,6 +15,8 @@ from benchmarks.report import (
     ratios,
 )
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ("share", "expected"), [(0.5, 50), (0.99, 99), (0.995, 100), (1.0, 100), (0.01, 1), (0.0, 1)]

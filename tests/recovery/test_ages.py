@@ -4,6 +4,8 @@ import pytest
 
 from recovery.ages import seconds_of
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ("text", "seconds"),

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from recovery.backoff import delay_sec
 
+pytestmark = pytest.mark.once
+
 ATTEMPTS = st.integers(min_value=-5, max_value=10**9)
 SHARES = st.floats(min_value=0, max_value=1)
 

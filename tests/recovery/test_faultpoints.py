@@ -15,6 +15,8 @@ from settings.jobs import RECOVERY_FAULTPOINTS_PATTERN
 from tests.processes import Started
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.once
+
 PROGRAM = """
 import django
 django.setup()

@@ -6,6 +6,8 @@ import pytest
 
 from recovery import garbage
 
+pytestmark = pytest.mark.once
+
 
 def test_collector_is_away_meanwhile():
     with garbage.left_alone():

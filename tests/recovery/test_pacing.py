@@ -4,6 +4,8 @@ import pytest
 
 from recovery.pacing import next_size
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ("size", "took_s", "following"),

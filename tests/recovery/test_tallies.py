@@ -14,6 +14,8 @@ import pytest
 
 from recovery import tallies
 
+pytestmark = pytest.mark.once
+
 COUNTING = """
 import os, signal, sys
 from pathlib import Path

@@ -14,6 +14,8 @@ from settings import archives, jobs, security
 from settings.base import SQLITE_OPTIONS, database, kept_secret_key
 from settings.env import Env
 
+pytestmark = pytest.mark.once
+
 PRODUCTION = {
     "DATABASE_URL": "mysql://user:hush@127.0.0.1/recovery",
     "REDIS_URL": "redis://127.0.0.1/0",

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from settings import jobs
 from settings.env import Env, WrongSettingsError, is_even_period
 
+pytestmark = pytest.mark.once
+
 
 def lines(env: Env) -> list[str]:
     with pytest.raises(WrongSettingsError) as caught:

@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from settings.logs import Formatter, LineHandler, logging_config, secrets_of
 from settings.tidy import LINE_CHARS, STACK_CHARS, TEXT_CHARS
 
+pytestmark = pytest.mark.once
+
 ANY_TEXT = st.text(st.characters())
 ANYTHING = st.recursive(
     st.none()
@@ -32,6 +34,7 @@ ANYTHING = st.recursive(
     | st.binary()
     | st.decimals(),
     lambda inner: st.lists(inner) | st.dictionaries(ANY_TEXT, inner) | st.tuples(inner, inner),
+    max_leaves=20,
 )
 SECRETS = ("s3cret-of-the-metrics", "pa55/word")
 

@@ -8,6 +8,8 @@ from django.conf import settings
 
 from settings import reference
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(settings.BASE_DIR)
 READ = re.compile(r"""os\.environ(?:\.get|\.pop)?[\[(]"(\w+)\"""")
 NAMED = re.compile(r'"((?:OTEL|WEB)_[A-Z_]+)"')
