@@ -65,12 +65,14 @@ class Site:
 
     def scrape(self) -> Series:
         """Return what /metrics exports, by name and labels, once nobody holds it."""
+        answers = []
 
-        def answered() -> tuple[int, str] | None:
-            status, body = self.ask("/metrics", headers=BEARER)
-            return None if status == 503 else (status, body)
+        def answered() -> bool:
+            answers.append(self.ask("/metrics", headers=BEARER))
+            return answers[-1][0] != 503
 
-        status, body = eventually(answered)
+        eventually(answered)
+        status, body = answers[-1]
         assert status == 200, body
         return series(body)
 
