@@ -18,12 +18,12 @@ from tests import emptying
 from tests.processes import Manage
 from tests.waiting import eventually as wait_until
 
-SLOW = [hypothesis.HealthCheck.too_slow]
-"""What says nothing of a test, but of what else the machine had to do."""
-hypothesis.settings.register_profile("default", deadline=None, suppress_health_check=SLOW)
-hypothesis.settings.register_profile(
-    "ci", deadline=None, suppress_health_check=SLOW, derandomize=True
+# How fast examples are drawn and tried tells of the machine.
+patient = hypothesis.settings(
+    deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
+hypothesis.settings.register_profile("default", patient)
+hypothesis.settings.register_profile("ci", patient, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 

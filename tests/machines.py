@@ -24,7 +24,7 @@ EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "0"))
 
 Only then is a failing one made smaller, which takes up to five minutes.
 """
-TIMEOUT_S = 180 + (600 + 5 * EXAMPLES if EXAMPLES else 0)
+TIMEOUT_S = 600 + (600 + 5 * EXAMPLES if EXAMPLES else 0)
 _PHASES = [phase for phase in Phase if EXAMPLES or phase not in (Phase.shrink, Phase.explain)]
 _CHILDREN_FIRST = (
     Posting, Transaction, Account, OutboxEntry, AuditRecord, JobRun, Breaker,

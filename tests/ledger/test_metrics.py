@@ -18,6 +18,7 @@ from ledger.posting import post_due
 from recovery.leases import LeaseLostError
 from tests.ledger.entries import into, policy, put
 
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 BUCKETS = (0.05, 0.5, 1, 30)
 AMOUNTS = st.lists(
     st.one_of(
@@ -59,7 +60,7 @@ def samples_of(kind, name, observe):
     }
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(suppress_health_check=UNCHECKED)
 @given(batches=st.lists(AMOUNTS, max_size=4))
 def test_batches_of_observations_are_what_they_are_one_by_one(values, names, batches):
     def together(histogram):

@@ -140,6 +140,7 @@ def test_failing_heads_with_a_follower_each_are_parked_in_the_same_statements():
 
 # Any movements at all
 
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 AMOUNT = st.decimals("-50", "50", places=6).map(str)
 MOVES = st.lists(
     st.tuples(st.sampled_from(["A", "B", "C"]), AMOUNT, st.sampled_from(["lot:1", "lot:2", ""])),
@@ -154,7 +155,7 @@ def numbers():
     return iter(range(1_000_000))
 
 
-@hypothesis_settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=40, suppress_health_check=UNCHECKED)
 @given(moves=MOVES, limit=st.integers(1, 30))
 def test_no_stock_falls_below_zero_and_balances_are_the_sums(numbers, moves, limit):
     example = next(numbers)
