@@ -86,13 +86,18 @@ class Started:
 
     def kill_all(self) -> None:
         """Kill the process and all it started, and wait until they are gone."""
-        for pid in self.family():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        eventually(self._none_lives)
         self.process.wait(timeout=TIMEOUT_S)
-        eventually(lambda: not self.family())
         self.out.close()
         self.err.close()
+
+    def _none_lives(self) -> bool:
+        """Kill who lives: what forks just now has a child that was not seen before."""
+        family = self.family()
+        for pid in family:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not family
 
 
 def local_ports(pid: int) -> set[int]:

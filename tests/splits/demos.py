@@ -76,8 +76,7 @@ class Demo:
         return [
             int(path.parent.name)
             for path in Path("/proc").glob("[0-9]*/environ")
-            if mine in content(path).split(b"\0")
-            and b"Z" not in content(path.with_name("stat")).rpartition(b")")[2][:3]
+            if mine in content(path).split(b"\0") and lives(path.with_name("stat"))
         ]
 
     def child(self, command):
@@ -99,7 +98,7 @@ class Demo:
 
     def rows(self, sql, *parameters):
         """Return what ``sql`` finds in the demo's database."""
-        with closing(sqlite3.connect(self.var / "db.sqlite3", timeout=20)) as database:
+        with closing(sqlite3.connect(self.var / "db.sqlite3", timeout=120)) as database:
             return database.execute(sql, parameters).fetchall()
 
     def row(self, sql, *parameters):
@@ -126,11 +125,16 @@ class Demo:
     def get(self, path, opener=None):
         """Return status, final address and text of a page."""
         try:
-            page = (opener or urllib.request.build_opener()).open(self.url(path), timeout=30)
+            page = (opener or urllib.request.build_opener()).open(self.url(path), timeout=120)
         except urllib.error.HTTPError as error:
             page = error
         with page:
             return page.status, page.url, page.read().decode()
+
+
+def lives(stat):
+    """Tell whether a process is there and no zombie."""
+    return content(stat).rpartition(b")")[2].split()[:1] not in ([], [b"Z"], [b"X"])
 
 
 def content(path):

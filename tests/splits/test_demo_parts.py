@@ -35,7 +35,7 @@ def children():
 def tell(port, number="A-1"):
     body = json.dumps({"order_number": number}).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}/split-completed", data=body)
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         return answer.status
 
 
