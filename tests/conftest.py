@@ -58,10 +58,15 @@ def _missing() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Give each test session a SQLite file of its own, so that two can run at once."""
+    """Give each test session a SQLite file of its own, so that two can run at once.
+
+    And let a slow MariaDB have its time for statements about many rows.
+    """
     if connection.vendor == "sqlite":
         path = tmp_path_factory.mktemp("database") / "test.sqlite3"
         connection.settings_dict["TEST"]["NAME"] = str(path)
+    else:
+        connection.settings_dict["OPTIONS"] |= {"read_timeout": 300, "write_timeout": 300}
 
 
 @pytest.fixture(scope="session")

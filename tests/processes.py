@@ -17,7 +17,7 @@ from django.db import connection
 from recovery.orphans import die_with_parent
 from tests.waiting import eventually
 
-TIMEOUT_S = 90
+TIMEOUT_S = 240
 
 
 class Finished(subprocess.CompletedProcess[str]):

@@ -366,9 +366,9 @@ def test_ledger_rows_cannot_be_changed_or_removed():
 
 
 def test_backoff_is_the_formula_exactly_until_the_entry_is_dead(settings):
-    settings.JOB_BACKOFF_BASE_SEC, settings.JOB_BACKOFF_CAP_SEC = 5, 30
+    settings.JOB_BACKOFF_BASE_SEC, settings.JOB_BACKOFF_CAP_SEC = 500, 3_000
     entry = put("k", into("OAK", "-1"))
-    for attempt, delay_s in enumerate([5, 10, 20, 30, 30], start=1):
+    for attempt, delay_s in enumerate([500, 1_000, 2_000, 3_000, 3_000], start=1):
         assert delay_s == delay_sec(attempt)
         before = db_now()
         drain(max_attempts=6)
@@ -555,7 +555,7 @@ def test_latency_runs_from_publishing_to_posting():
     OutboxEntry.objects.update(created_at=db_now() - timedelta(hours=1))
     before = sample("outbox_post_latency_seconds_sum")
     metrics.count(drain())
-    assert 3_590 < sample("outbox_post_latency_seconds_sum") - before < 3_700
+    assert 3_600 <= sample("outbox_post_latency_seconds_sum") - before < 4_000
 
 
 def test_nothing_is_counted_without_metrics(settings):
@@ -582,17 +582,17 @@ def test_gauges_show_what_is_not_posted():
     assert found["outbox_entries", '{"status": "dead"}'] == 2
     assert found["outbox_entries", '{"status": "discarded"}'] == 1
     assert ("outbox_entries", '{"status": "posted"}') not in found
-    assert 3_600 <= found["outbox_oldest_pending_age_seconds", ""] < 3_700
+    assert 3_600 <= found["outbox_oldest_pending_age_seconds", ""] < 4_000
 
 
 def test_age_of_what_is_due_leaves_out_what_waits_for_its_next_attempt():
     assert gauges()["outbox_oldest_due_age_seconds", ""] == 0
     old = put("k", into("OAK", "1"))
-    due_at = db_now() + timedelta(minutes=5)
+    due_at = db_now() + timedelta(minutes=15)
     OutboxEntry.objects.update(created_at=db_now() - timedelta(hours=1), next_attempt_at=due_at)
     assert gauges()["outbox_oldest_due_age_seconds", ""] == 0
     OutboxEntry.objects.filter(pk=old.pk).update(next_attempt_at=db_now() - timedelta(minutes=9))
-    assert 540 <= gauges()["outbox_oldest_due_age_seconds", ""] < 640
+    assert 540 <= gauges()["outbox_oldest_due_age_seconds", ""] < 900
 
 
 def test_counts_name_what_happened_only():

@@ -13,7 +13,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection
 
-DEADLINE_S = 40
+DEADLINE_S = 150
 
 
 def database_url() -> str:
@@ -27,8 +27,13 @@ def database_url() -> str:
 
 def manage(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start ``manage.py`` with ``arguments``."""
+    return python("manage.py", *arguments, **environment)
+
+
+def python(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start Python with ``arguments``, in the directory of the project."""
     return subprocess.Popen(
-        [sys.executable, "manage.py", *arguments],
+        [sys.executable, *arguments],
         cwd=settings.BASE_DIR,
         env={
             **os.environ,
