@@ -10,7 +10,7 @@ from ledger.models import EntryStatus, OutboxEntry
 from recovery import foreground, plans
 from recovery.clock import db_now, seconds_from_now
 from recovery.models import AuditRecord, ItemStatus, Plan, PlanStatus
-from tests.ledger.entries import drain, state
+from tests.ledger.entries import drain, let_go, state
 from tests.ledger.test_plans import die, payload, reopen
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -157,6 +157,7 @@ def test_killed_carrier_is_carried_on_and_no_row_is_done_twice(manage, point):
     reopen()
     killed = manage("dlq", "redrive", "--all", "--reason", "x", env={"RECOVERY_FAULTPOINTS": point})
     assert killed.returncode == -9
+    let_go()
     plan = Plan.objects.get()
     assert (plan.status, plan.rows_done) == (PlanStatus.RUNNING, 3 + point.startswith("plan.a"))
     Plan.objects.update(carrier_until=db_now())  # what its time to live brings about

@@ -23,6 +23,7 @@ from tests.ledger.entries import (
     fresh,
     into,
     junk,
+    let_go,
     lines,
     make_due,
     policy,
@@ -112,6 +113,7 @@ def test_entry_that_kills_its_workers_ends_dead_and_the_others_are_posted(work):
     after = [put(f"z{n}", into("OAK", "1")) for n in range(2)]
     deaths = 0
     for _ in range(30):  # tries that find the dead one's lock still held count too
+        let_go()
         ended = work("outbox.entry:bad=crash").finish()
         deaths += ended.returncode == -signal.SIGKILL
         if state(killer)[0] == "dead":

@@ -84,7 +84,8 @@ def test_whatever_is_logged_while_an_entry_is_worked_alone_names_it(monkeypatch)
     assert {it["entry"] for it in tries} == {entry.pk}
 
 
-def test_posted_entries_are_named_in_few_records():
+def test_posted_entries_are_named_in_few_records(settings):
+    settings.JOB_TIME_BUDGET_SEC = 600
     store((f"split-order:SO-{n}:finalized", f"lot:{n}", into("OAK", "1")) for n in range(1_200))
     with kept() as lines:
         assert run_job(JOB).result == {"posted": 1_200}
