@@ -448,13 +448,14 @@ def test_entries_that_died_after_the_preview_are_not_in_the_plan(ann):
 
 
 def test_entries_that_grew_old_enough_after_the_preview_are_not_in_the_plan(ann):
-    hours_ago = db_now() - timedelta(hours=3)
+    now = db_now()
+    hours_ago = now - timedelta(hours=3)
     (old,) = dead("a1", created_at=hours_ago, died_at=hours_ago)
     url = preview_url(REDRIVE, older_than="2h")
     form = filled(ann, url)
-    young = db_now() - timedelta(hours=2, seconds=5)
+    young = now - timedelta(hours=2, seconds=5)
     dead("a2", created_at=young, died_at=young + timedelta(minutes=1))
-    form["seen_at"] = (db_now() - timedelta(seconds=10)).isoformat()
+    form["seen_at"] = (now - timedelta(seconds=10)).isoformat()
     ann.post(url, form)
     assert list(Plan.objects.get().items.values_list("row_id", flat=True)) == [old.pk]
 

@@ -56,7 +56,7 @@ def test_growing_dlq_is_told_from_one_that_is_old(settings):
     assert finding.id == "outbox-dead"
 
 
-@pytest.mark.parametrize(("late_s", "found"), [(290, []), (310, ["outbox-late"])])
+@pytest.mark.parametrize(("late_s", "found"), [(200, []), (310, ["outbox-late"])])
 def test_entries_that_nobody_posts_are_told(late_s, found):
     junk("a", {})
     make_due()
