@@ -25,7 +25,9 @@ from tests.tables import let_plan, reads_at_most
 pytestmark = pytest.mark.django_db(transaction=True)  # ANALYZE commits
 
 ROWS, MANY_ROWS = 4_000, 50_000
-"""MariaDB rather sorts a table of a few thousand rows than following an index."""
+"""MariaDB rather sorts a table of a few thousand rows than following an index; to SQLite, which
+counts none, they are all alike.
+"""
 FEW = 600
 """More than a page of 100 rows and what belongs to them, fewer than a table."""
 MOST_SEARCHED = 6_000
@@ -169,14 +171,17 @@ def pages(model, query, user):
             yield ordered | page, size
 
 
+@pytest.mark.timeout(900)
 def test_any_page_of_a_list_is_read_from_an_index_and_little_else(admin_user, monkeypatch):
-    fill_and_analyze(MANY_ROWS)
+    counts = connection.vendor == "mysql"
+    fill_and_analyze(MANY_ROWS if counts else ROWS)
     monkeypatch.setattr(paging, "COUNTED_ROWS", 100)
     for model, query in RARE + COMMON:
         for page, size in pages(model, query, admin_user):
             assert not faults(model, page, admin_user, size), (model, page)
             most = MOST_SEARCHED if "q" in query else FEW
-            assert reads_at_most(most, partial(listed, model, page, admin_user)), (model, page)
+            if counts:
+                assert reads_at_most(most, partial(listed, model, page, admin_user)), (model, page)
 
 
 @pytest.mark.mariadb
