@@ -19,7 +19,7 @@ from splits.drills.liveness import may_live
 T = TypeVar("T")
 
 LOOK_EVERY_S = 0.05
-WORKERS_S = 5.0
+WORKERS_S = 15.0
 """So long workers are waited for, where some are at work, before this process does the job."""
 RUN_EVERY_S = 0.5
 PERIODS_ALIVE = 3
