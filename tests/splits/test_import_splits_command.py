@@ -4,10 +4,10 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from django.conf import settings
@@ -16,11 +16,11 @@ from django.core.management.base import CommandError
 
 from splits.models import Lot, SplitLine, SplitOrder
 from tests.splits.plans import HEAD, order, plan, row
-from tests.splits.processes import manage
+from tests.splits.processes import is_stopped, manage, python, wait_until
 
 DEADLINE_S = 120
 MEMORY_SLACK_KB = 12_000
-BIG, SMALL = 100_000_000, 1_000_000
+BIG, SMALL = 50_000_000, 1_000_000
 
 pytestmark = pytest.mark.django_db
 
@@ -132,20 +132,42 @@ def test_two_imports_of_one_file_at_once_share_the_work(file):
     assert SplitLine.objects.count() == 2 * orders
 
 
+STOPPING = """
+import os, signal, sys
+import django
+django.setup()
+from django.core.management import execute_from_command_line
+from splits.imports import Import
+store, when = Import._store_once, sys.argv[2]
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def store_or_stop(self, order, known):
+    if order.number == "SO-0007" and when == "before":
+        stop()
+    store(self, order, known)
+    if order.number == "SO-0007" and when == "after":
+        stop()
+
+Import._store_once = store_or_stop
+execute_from_command_line(["manage.py", "import_splits", sys.argv[1]])
+"""
+"""An import that stops itself just before or just after it has stored the eighth order."""
+
+
 @pytest.mark.django_db(transaction=True)
-def test_interrupted_import_keeps_what_is_committed_and_goes_on(file):
-    orders = 600
+@pytest.mark.parametrize(("when", "done"), [("before", 7), ("after", 8)])
+def test_interrupted_import_keeps_what_is_committed_and_goes_on(file, when, done):
+    orders = 150
     file.write_bytes(plan(*(line for n in range(orders) for line in order(f"SO-{n:04d}"))))
-    process = manage("import_splits", str(file))
-    deadline = time.monotonic() + DEADLINE_S
-    while not SplitOrder.objects.exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
+    process = python("-c", STOPPING, str(file), when)
+    wait_until(lambda: is_stopped(process))
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, err
-    done = SplitOrder.objects.count()
-    assert 0 < done < orders
+    assert SplitOrder.objects.count() == done
     assert f"Interrupted after {done} orders" in err
     assert "run the same command again" in err
     assert "Traceback" not in err
@@ -208,18 +230,32 @@ print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stder
 """
 
 
-def peak_memory(path, chunks):
+def with_database(path):
+    """Return the environment of a process with a database of its own."""
+    return os.environ | {
+        "DJANGO_SETTINGS_MODULE": "settings.base",
+        "DEBUG": "true",
+        "DATABASE_URL": f"sqlite:///{path}",
+        "LOG_LEVEL": "ERROR",
+    }
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory):
+    """Return a file with a database of empty tables."""
+    path = tmp_path_factory.mktemp("migrated") / "db.sqlite3"
+    migrate = [sys.executable, "manage.py", "migrate", "-v0"]
+    subprocess.run(migrate, env=with_database(path), cwd=settings.BASE_DIR, check=True)
+    return path
+
+
+def peak_memory(path, chunks, migrated):
     """Import the file in a process of its own; return its peak memory in KB, the JSON's head."""
     with path.open("wb") as file:
         file.writelines(chunks)
-    env = os.environ | {
-        "DJANGO_SETTINGS_MODULE": "settings.base",
-        "DEBUG": "true",
-        "DATABASE_URL": f"sqlite:///{path}.sqlite3",
-        "LOG_LEVEL": "ERROR",
-    }
-    migrate = [sys.executable, "manage.py", "migrate", "-v0"]
-    subprocess.run(migrate, env=env, cwd=settings.BASE_DIR, check=True)
+    database = path.with_suffix(".sqlite3")
+    shutil.copy(migrated, database)
+    env = with_database(database)
     with (path.parent / "out.json").open("w+") as out:
         done = subprocess.run(
             [sys.executable, "-c", MEASURED, str(path)],
@@ -235,9 +271,9 @@ def peak_memory(path, chunks):
 @pytest.mark.sqlite
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("shape", [one_line, one_order, bad_rows, good_orders])
-def test_memory_does_not_grow_with_the_file(tmp_path, shape):
-    small, _head = peak_memory(tmp_path / "small.csv", shape(SMALL))
-    big, head = peak_memory(tmp_path / "big.csv", shape(BIG))
+def test_memory_does_not_grow_with_the_file(tmp_path, shape, migrated):
+    small, _head = peak_memory(tmp_path / "small.csv", shape(SMALL), migrated)
+    big, head = peak_memory(tmp_path / "big.csv", shape(BIG), migrated)
     assert big - small < MEMORY_SLACK_KB, (small, big)
     imported = re.match(r'{"imported": (\d+),', head)
     assert imported
