@@ -196,7 +196,10 @@ def test_four_steps_are_done_by_hand_on_a_client_that_was_stopped(manage, second
     link = second_connection
     order = SplitOrderFactory(number="SO-1001")
     put("received", into("OAK", "10"))
-    fault = {"RECOVERY_FAULTPOINTS": "finalize.in_step.create_outputs=stop"}
+    fault = {
+        "RECOVERY_FAULTPOINTS": "finalize.in_step.create_outputs=stop",
+        "DATABASE_IDLE_TRANSACTION_SEC": "600",
+    }
     finalizer = manage.start("finalize", order.number, env=fault)
     eventually(finalizer.is_stopped)
     short = {"JOB_FINALIZE_STUCK_THRESHOLD_SEC": "1"}

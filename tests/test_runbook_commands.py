@@ -42,6 +42,8 @@ EXITS = {
 BEFORE = {"manage.py finalize SO-1001": "manage.py recover_stuck SO-1001 --no-retry"}
 """What has been typed before, as the text says."""
 EVENT = "lot:DEAD-1:received"
+DEAD_PID = 2**22 + 1
+"""Above the largest number that Linux gives."""
 
 
 def blocks(text):
@@ -148,11 +150,18 @@ class World:
         return halted
 
 
-def calm():
-    """Make a world in which all is well: each job has just run."""
+PERIODS = {job.period_setting: "86400" for job in registry.all_jobs()}
+"""So long that no job is late, however slow the machine is."""
+
+
+def calm(settings):
+    """Make a world in which all is well: each job has just run, in a process that is gone."""
+    for name, period in PERIODS.items():
+        setattr(settings, name, int(period))
     schedules.mend()
     for job in registry.all_jobs():
         assert run_job(job.name).status == "ok"
+    Job.objects.update(heartbeat_pid=DEAD_PID)  # or a drill waits for it to do the work
 
 
 def filled_in(command, world, folder):
@@ -196,9 +205,9 @@ def test_command_works_as_it_is_written(command, tmp_path, settings, manage):
     settings.JOB_OUTBOX_DRAINS = 2 if ":2" in command else 1
     name = command.split()[1]
     if name in CALM:
-        calm()
+        calm(settings)
         # In a process of its own: the drill starts another one, on the same database.
-        ended = manage(*filled_in(command, None, tmp_path))
+        ended = manage(*filled_in(command, None, tmp_path), env=PERIODS)
         status, printed = ended.returncode, ended.stdout
     else:
         world = World()
@@ -258,7 +267,7 @@ def test_command_prints_what_is_shown_where_all_is_well(command, tmp_path, setti
     settings.SECURE_SSL_REDIRECT = True
     settings.PROXY_COUNT = 1
     imported(plan(*order("SO-1005")), finalize=True)
-    calm()
+    calm(settings)
     status, printed = run(filled_in(command, None, tmp_path))
     assert status == 0
     assert_shown(command, printed)
@@ -287,9 +296,9 @@ def test_groups_of_dead_entries_are_shown(tmp_path):
     assert [plain(it) for it in group] == ours[1:]
 
 
-def test_restore_prints_what_is_shown():
+def test_restore_prints_what_is_shown(settings):
     imported(plan(*order("SO-1005")), finalize=True)
-    calm()
+    calm(settings)
     imported(plan(*order("SO-1001")), finalize=True)
     run_job("processLedgerOutbox")
     hang(SplitOrder.objects.get(number="SO-1001"))
@@ -301,13 +310,13 @@ def test_restore_prints_what_is_shown():
     assert_shown(command, printed)
 
 
-def test_jobs_are_listed_as_shown():
-    calm()
+def test_jobs_are_listed_as_shown(settings):
+    calm(settings)
     Job.objects.filter(name="finalizeRetryWorker").update(paused_at=seconds_from_now(-500))
     Job.objects.filter(name="processLedgerOutbox").update(
         last_status="running",
         lease_owner="web1:30240",
-        lease_expires_at=seconds_from_now(60),
+        lease_expires_at=seconds_from_now(600),
     )
     Job.objects.filter(name="recoverFinalizeStuck").update(last_status="", heartbeat_at=None)
     assert_shown("manage.py jobs", run(["jobs"])[1])
