@@ -40,7 +40,7 @@ def _handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
             """Send one byte of a header at a time: no socket time-out ever strikes."""
             with suppress(OSError):
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-                for _ in range(100):
+                for _ in range(600):
                     self.wfile.write(b"x")
                     time.sleep(endpoint.drip_s)
 

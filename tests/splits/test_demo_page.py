@@ -1,5 +1,6 @@
 """The demo's page: there with DEMO, not there without; it reads, and reads little."""
 
+import re
 import sys
 from importlib import reload
 
@@ -93,7 +94,7 @@ def test_page_shows_jobs_with_their_heartbeat_and_who_ran_them(client, demo_on):
     assert "no heartbeat yet" in client.get("/demo/live/").text
     run_job(outbox.JOB)
     html = client.get("/demo/live/").text
-    assert "heartbeat 0 s ago" in html or "heartbeat 1 s ago" in html
+    assert re.search(r"heartbeat \d{1,2} s ago", html)
     assert "Worker processes" in html
 
 

@@ -219,7 +219,7 @@ def started(code, *, age=timedelta(0), host=HOST, pid=DEAD_PID):
         ({"pid": 1}, True),  # somebody's, and alive
         ({"pid": DEAD_PID}, False),
         ({"host": "elsewhere"}, True),
-        ({"host": "elsewhere", "age": timedelta(seconds=200)}, True),
+        ({"host": "elsewhere", "age": timedelta(seconds=100)}, True),
         ({"host": "elsewhere", "age": timedelta(seconds=215)}, False),
         ({"pid": 1, "age": HOUR}, False),  # the number was given to another process
     ],
@@ -272,6 +272,7 @@ def test_no_worker_takes_an_order_of_a_drill_that_is_not_due():
 
 
 def test_outside_never_hears_of_a_drills_order(settings):
+    settings.SPLIT_COMPLETION_TIMEOUT_SEC = 60
     with serving() as endpoint:
         settings.SPLIT_COMPLETION_WEBHOOK = endpoint.url
         order = due(exercise().code)

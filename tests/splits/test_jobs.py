@@ -40,6 +40,7 @@ def test_due_orders_are_finalized_though_one_fails():
 @pytest.mark.parametrize("size", [1, 2])
 def test_more_than_a_batch_is_worked_in_one_run(monkeypatch, settings, size):
     settings.JOB_FINALIZE_BATCH_SIZE = size
+    settings.JOB_TIME_BUDGET_SEC = 600
     monkeypatch.setattr(jobs, "ALONE", 2)
     for _ in range(5):
         SplitOrderFactory()

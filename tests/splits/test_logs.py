@@ -93,6 +93,7 @@ def test_order_left_in_progress_is_logged_with_code(monkeypatch):
 
 def test_endpoint_that_goes_down_is_logged_with_order_code_attempt_and_stack(settings):
     settings.SPLIT_COMPLETION_BREAKER_FAILURES = 1
+    settings.SPLIT_COMPLETION_TIMEOUT_SEC = 60
     order = SplitOrderFactory()
     with serving() as endpoint, kept() as lines:
         endpoint.status = 503

@@ -98,6 +98,7 @@ class OrderMachine(RuleBasedStateMachine):
                 SPLIT_COMPLETION_WEBHOOK=self.endpoint.url,
                 SPLIT_COMPLETION_BREAKER_FAILURES=order_model.BREAKER_FAILURES,
                 SPLIT_COMPLETION_BREAKER_OPEN_SEC=LATER_S,
+                SPLIT_COMPLETION_TIMEOUT_SEC=60,
             )
         )
 

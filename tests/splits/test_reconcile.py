@@ -3,7 +3,6 @@
 import io
 import json
 import shlex
-import threading
 import time
 from decimal import Decimal
 
@@ -23,8 +22,10 @@ from splits.models import FinalizeStep, Lot, OrderStatus, SplitLine, SplitOrder,
 from splits.reconcile import Report, reconcile
 from splits.reconcile.reading import WINDOW, Trace, snapshot, windows
 from tests.factories import AUTHOR, LotFactory, SplitOrderFactory
+from tests.ledger.entries import Background, somebody_waits
 from tests.splits.plans import at_most_statements, imported, order, plan
 from tests.splits.processes import manage
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -146,7 +147,7 @@ def test_finalization_that_was_cut_after_any_step_agrees(steps):
     imported(plan(*order("SO-1")), finalize=True)
     cut = "before_finish" if steps == 5 else f"before_step.{list(StepName)[steps].value}"
     process = manage("finalize", "SO-1", RECOVERY_FAULTPOINTS=f"finalize.{cut}=crash")
-    process.communicate(timeout=60)
+    process.communicate(timeout=150)
     assert process.returncode == -9
     assert FinalizeStep.objects.count() == steps
     assert SplitOrder.objects.get().finalize_in_progress
@@ -416,7 +417,7 @@ def test_it_sees_one_moment_while_others_write(posted):
     with snapshot():
         before = Lot.objects.count()
         process = manage("import_splits", "splits/sample/cut_plans.csv", "--json")
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=150)
         assert (process.returncode, json.loads(out)["imported"]) == (0, 120), err
         assert Lot.objects.count() == before
     assert Lot.objects.count() == before + 120
@@ -580,12 +581,11 @@ def test_correction_waits_for_a_batch_that_posts_and_counts_what_it_posted(
             "INSERT INTO ledger_posting (transaction_id, line, account_id, quantity)"
             " SELECT 999, 1, id, 5 FROM ledger_account WHERE code = 'stock:OAK-S'"
         )
-    correcting = threading.Thread(target=run, args=proposed("balance_differs_from_postings"))
-    correcting.start()
-    correcting.join(1)
-    assert correcting.is_alive()
+    arguments = proposed("balance_differs_from_postings")
+    correcting = Background(lambda: run(*arguments))
+    eventually(somebody_waits)
     second_connection.commit()
-    correcting.join(60)
+    assert correcting.result()[0] == 0
     assert Account.objects.get(code="stock:OAK-S").balance == 25
 
 
@@ -610,5 +610,8 @@ def test_reader_who_takes_his_time_with_a_finding_loses_no_snapshot():
         if len(findings) == 1:
             time.sleep(2.5)  # longer than the server waits for others
 
-    reconcile(Report(on_finding=read))
+    try:
+        reconcile(Report(on_finding=read))
+    finally:
+        connection.close()  # later tests take their time too
     assert len(findings) > 1

@@ -102,7 +102,7 @@ def test_orders_that_wait_are_told_by_their_numbers(state, settings):
 def test_open_breaker_is_told():
     Breaker.objects.create(endpoint="https://erp.example:443", failures=5)
     assert list(selfcheck.open_breakers()) == []
-    Breaker.objects.all().open_after(5, open_s=30)
+    Breaker.objects.all().open_after(5, open_s=600)
     (finding,) = selfcheck.open_breakers()
     assert finding.id == "breaker-open"
     assert "https://erp.example:443" in finding.finding

@@ -41,7 +41,7 @@ def resets() -> float:
     return REGISTRY.get_sample_value("finalize_recoveries_total") or 0.0
 
 
-@pytest.mark.parametrize(("age_s", "is_stuck"), [(290, False), (310, True)])
+@pytest.mark.parametrize(("age_s", "is_stuck"), [(200, False), (310, True)])
 def test_order_is_stuck_past_the_threshold(age_s, is_stuck):
     hang(SplitOrderFactory(), age_s=age_s)
     assert bool(list(stuck.find(request()))) is is_stuck
@@ -86,7 +86,7 @@ def test_reset_makes_the_order_due_again_with_proof_in_the_audit_record():
     evidence = record.evidence
     assert (evidence["epoch"], evidence["threshold_s"]) == (1, THRESHOLD_S)
     assert evidence["progress_at"] == progress_at.isoformat()
-    assert 1_000 <= evidence["age_s"] < 1_030
+    assert 1_000 <= evidence["age_s"] < 1_300
     assert "was granted" in evidence["proof"]["how"]
     assert evidence["finalizer"] == "dead-host:1:token"
 
@@ -217,10 +217,9 @@ def test_record_of_the_reset_says_nothing_of_who_held_an_earlier_epoch():
     assert "held_before" not in AuditRecord.objects.get().evidence
 
 
-def runs_at(*ages_s):
-    """Leave runs of a job that began so many seconds ago."""
+def runs_at(now, *ages_s):
+    """Leave runs of a job that began so many seconds before ``now``."""
     job = Job.objects.get_or_create(name="processLedgerOutbox")[0]
-    now = db_now()
     JobRun.objects.bulk_create(
         JobRun(job=job, fence=n, host="h", pid=1, started_at=now - timedelta(seconds=age_s))
         for n, age_s in enumerate(ages_s)
@@ -246,8 +245,8 @@ BUSY = (1_005, 1_015, 1_025)
 )
 def test_attempt_after_which_all_work_stood_still_is_not_charged(ages_s, age_s, charged, settings):
     settings.JOB_FINALIZE_RETRY_LIMIT = 1
-    runs_at(*ages_s)
     order = hang(SplitOrderFactory(), age_s=age_s)
+    runs_at(order.finalize_progress_at + timedelta(seconds=age_s), *ages_s)
     recovery = recover(order, threshold_s=10)
     assert recovery.result is (Result.FAILED if charged else Result.RECOVERED)
     assert order.finalize_attempts == charged
@@ -321,7 +320,12 @@ def holding():
             cursor.execute("SELECT CONNECTION_ID()")
             return cursor.fetchone()[0]
 
-    hold.release = other.close
+    def release() -> None:
+        with other.cursor() as cursor:
+            cursor.execute("ROLLBACK")  # of one that is merely closed the server may hear later
+        other.close()
+
+    hold.release = release
     yield hold
     other.close()
 
@@ -330,18 +334,22 @@ def holding():
 def test_held_order_is_left_alone_and_its_holder_named(holding, caplog):
     order = hang(SplitOrderFactory())
     connection_id = holding(order)
+    with connection.cursor() as cursor:
+        cursor.execute("SET innodb_lock_wait_timeout = 100")  # who waited would wait so long
     began = db_now()
     wanted = request()
     (found,) = stuck.find(wanted)
     (recovery,) = recover_all([found], wanted)
+    took = db_now() - began
+    connection.close()
     assert recovery.result is Result.HELD
     holder = recovery.holder
     assert holder.connection_id == connection_id
     assert holder.user == connection.settings_dict["USER"]
     assert holder.host.startswith(("localhost", "127.0.0.1"))
-    assert 0 <= holder.age_s < 30
+    assert 0 <= holder.age_s < 100
     assert holder.command == "Sleep"
-    assert db_now() - began < timedelta(seconds=6)
+    assert took < timedelta(seconds=80)
     order.refresh_from_db()
     assert (order.finalize_in_progress, order.finalize_epoch) == (True, 1)
     assert not AuditRecord.objects.exists()
