@@ -14,7 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import translation
 
 from recovery import faultpoints, leftovers, link, stopping
-from tests import emptying
+from tests import flushing
 from tests.processes import Manage
 from tests.waiting import eventually as wait_until
 
@@ -34,6 +34,7 @@ def pytest_configure() -> None:
     if settings.REDIS_URL and redis.Redis.from_url(settings.REDIS_URL).dbsize():
         pytest.exit("the Redis database of REDIS_URL holds keys, which tests would flush", 2)
     settings.AUDIT_TRIGGERS = False  # each test empties all tables
+    flushing.keep_what_stays()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,13 +68,6 @@ def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> No
         connection.settings_dict["TEST"]["NAME"] = str(path)
     else:
         connection.settings_dict["OPTIONS"] |= {"read_timeout": 300, "write_timeout": 300}
-
-
-@pytest.fixture(scope="session")
-def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
-    """Have Django make the test database, and empty its tables quickly."""
-    with django_db_blocker.unblock():
-        emptying.keep_permissions()
 
 
 @pytest.fixture(autouse=True)
