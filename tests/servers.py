@@ -333,18 +333,30 @@ def environment(database: MariaDB, cache: Redis) -> dict[str, str]:
 
 def run(command: Sequence[str], extra: Mapping[str, str]) -> int:
     """Run ``command`` with ``extra`` in its environment; pass signals on; return its status."""
-    child = subprocess.Popen(
-        command, env={**os.environ, **extra}, preexec_fn=die_with_parent(signal.SIGTERM)
-    )
+    early: list[int] = []
+    child: subprocess.Popen[bytes] | None = None
 
     def pass_on(signum: int, _frame: FrameType | None) -> None:
         at_terminal = signum == signal.SIGINT and sys.stdin.isatty()
-        if not at_terminal:  # there the whole process group has had it already
+        if at_terminal:  # there the whole process group has had it already
+            return
+        if child is None:
+            early.append(signum)
+        else:
             child.send_signal(signum)
 
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, pass_on)
-    status = child.wait()
+    signums = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.signal(signum, pass_on) for signum in signums]
+    try:
+        child = subprocess.Popen(
+            command, env={**os.environ, **extra}, preexec_fn=die_with_parent(signal.SIGTERM)
+        )
+        for missed in early:
+            child.send_signal(missed)
+        status = child.wait()
+    finally:
+        for signum, handler in zip(signums, before, strict=True):
+            signal.signal(signum, handler)
     return status if status >= 0 else 128 - status
 
 

@@ -74,7 +74,9 @@ def test_signal_is_passed_on_and_the_status_comes_back(command, signum):
 
 @pytest.mark.parametrize("status", [0, 7])
 def test_status_of_the_command_comes_back(status):
+    before = signal.getsignal(signal.SIGTERM)
     assert servers.run(["sh", "-c", f"exit {status}"], {}) == status
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_nothing_to_run_is_wrong_usage():
