@@ -20,7 +20,7 @@ from types import FrameType
 
 from recovery.orphans import die_with_parent
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 POLL_S = 0.02
 PORT_TRIES = 3
 PACKAGES = {
