@@ -8,6 +8,7 @@ from decimal import Decimal
 ATTEMPTS = 3
 LATER = 10**9
 CARE_FROM = 2
+MOST_TIMES = 4
 WORLD = "external:receipts"
 
 
@@ -105,16 +106,17 @@ class Ledger:
         return ending
 
     def _work(self, limit: int, fault: Fault, *, care: bool) -> None:
-        more = True
+        more, size = True, limit
         while more:
             if care:
-                done = sum(self._with_care(entry, fault) for entry in self._due(limit))
+                done = sum(self._with_care(entry, fault) for entry in self._due(size))
                 more, care = bool(done), not done
                 continue
-            batch = self._batch(self._due(limit), fault)
+            batch = self._batch(self._due(size), fault)
             for suspect in batch.suspects:
                 self._with_care(suspect, fault)
-            full = batch.tried >= limit and batch.changed > 0
+            full = batch.tried >= size and batch.changed > 0
+            size = min(MOST_TIMES * limit, 2 * size)  # they are quick
             more = full or batch.released > 0 or bool(batch.suspects)
 
     def _due(self, limit: int) -> list[Entry]:

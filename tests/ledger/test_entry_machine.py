@@ -16,7 +16,7 @@ from django.test import override_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ledger import accounts, judging, posting
+from ledger import accounts, jobs, judging, posting
 from ledger.models import Account, OutboxEntry, Transaction
 from ledger.outbox import JOB, KeyConflictError, Line, publish
 from ledger.rows import DIED
@@ -92,6 +92,8 @@ class EntryMachine(RuleBasedStateMachine):
         self.keys = 0
         self.exits = ExitStack()
         self.exits.enter_context(mock.patch.object(errors, "PAUSE_S", 0.0))
+        # On any machine each batch is quick, so that the next one is of twice as many entries.
+        self.exits.enter_context(mock.patch.object(jobs, "LONGEST_BATCH_S", 600.0))
         self.exits.enter_context(mock.patch.object(runner, "_close", _close_if_alive))
         self.exits.enter_context(
             override_settings(
