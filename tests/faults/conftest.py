@@ -9,7 +9,7 @@ from splits.lifecycle import FINALIZE_JOB
 from tests.faults.clusters import Cluster
 from tests.faults.workload import Workload, run_now
 from tests.processes import Manage
-from tests.recovery.conftest import no_redis, redis_server, redis_up, rung  # noqa: F401
+from tests.recovery.conftest import long_leases, no_redis, redis_server, redis_up, rung  # noqa: F401
 
 
 @pytest.fixture

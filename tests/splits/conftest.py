@@ -1,6 +1,6 @@
 """A Redis server to break, and time enough for a slow machine."""
 
 from tests.patience import unhurried
-from tests.recovery.conftest import no_redis, redis_server, redis_up, rung
+from tests.recovery.conftest import long_leases, no_redis, redis_server, redis_up, rung
 
-__all__ = ["no_redis", "redis_server", "redis_up", "rung", "unhurried"]
+__all__ = ["long_leases", "no_redis", "redis_server", "redis_up", "rung", "unhurried"]
