@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from recovery.orphans import die_with_parent
-from tests.sharing import SHARED, failed_in
+from tests.sharing import SHARED, failed_in, was_cut_short
 
 PYTEST = (sys.executable, "-m", "pytest")
 RUNS = 2
@@ -72,6 +72,8 @@ def main(arguments: Sequence[str]) -> int:
             folders = {lane: Path(place, lane.name) for lane in (PRODUCTION, EMBEDDED)}
             statuses = _side_by_side(folders, arguments)
             failed = {lane: failed_in(folder) for lane, folder in folders.items()}
+            if any(map(was_cut_short, folders.values())):  # -x: what else there is, nobody knows
+                return 1
         return verdict(statuses, failed)
     except KeyboardInterrupt:
         return INTERRUPTED

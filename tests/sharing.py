@@ -21,6 +21,11 @@ def failed_in(folder: Path) -> list[str]:
     return sorted({*file.read_text().splitlines()}) if file.exists() else []
 
 
+def was_cut_short(folder: Path) -> bool:
+    """Tell whether a run stopped before it had tried all there was to take."""
+    return (folder / "cut short").exists()
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Name a test of which something failed."""
     if _folder and report.failed:
@@ -36,6 +41,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     for item, following in pairwise(chain(_taken(session.items), [None])):
         assert item is not None
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.shouldfail or session.shouldstop:
+            Path(_folder, "cut short").touch()
         if session.shouldfail:
             raise session.Failed(session.shouldfail)
         if session.shouldstop:

@@ -12,6 +12,7 @@ from tests.sharing import SHARED
 pytestmark = pytest.mark.once
 
 FILE = """
+import os
 from pathlib import Path
 import pytest
 
@@ -31,6 +32,9 @@ def test_fails_always():
 
 def test_fails_in_the_third_try():
     assert times("third") not in (1, 4)
+
+def test_leaves():
+    os._exit(3)
 
 @pytest.fixture
 def late():
@@ -129,6 +133,16 @@ def test_many_failures_are_not_tried_again(run, capfd):
 @pytest.mark.parametrize("arguments", [["nothing-of-this-name"], ["test_passes", "--no-such"]])
 def test_a_lane_that_could_not_work_fails_the_run(run, capfd, arguments):
     assert run(*arguments) == 1
+    assert "again" not in capfd.readouterr().out
+
+
+def test_a_run_that_died_fails_it_all_whatever_failed_before(run, capfd):
+    assert run("test_fails_once or test_leaves") == 1
+    assert "again" not in capfd.readouterr().out
+
+
+def test_a_run_that_was_cut_short_fails_it_all(run, capfd):
+    assert run("test_fails_once or test_fails_in_the_third_try", "-x") == 1
     assert "again" not in capfd.readouterr().out
 
 
